@@ -1,0 +1,83 @@
+//! The plain data that the Python side hands over as JSON: what to run and what it may touch.
+
+use serde::Deserialize;
+
+/// One host path that appears inside the guest at another place (`--volume host:guest[:r|rw]`).
+#[derive(Debug, Clone, Deserialize)]
+pub struct Volume {
+    /// Absolute path on the host.
+    pub host: String,
+    /// Absolute path in the guest.
+    pub guest: String,
+    /// Whether the guest may change what is below it.
+    pub write: bool,
+}
+
+/// One network grant; an absent field means "any".
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct NetRule {
+    /// An IPv4 or IPv6 address; IPv4-mapped IPv6 addresses match the IPv4 rule.
+    pub address: Option<std::net::IpAddr>,
+    /// A port, 1 to 65535.
+    pub port: Option<u16>,
+}
+
+/// A program and its permissions. Deny by default: empty lists grant nothing.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct SandboxConfig {
+    /// Absolute host path of the program file.
+    pub program: String,
+    /// `argv[0]` as the user typed it.
+    pub name: String,
+    /// `argv[1..]`.
+    pub arguments: Vec<String>,
+    /// Working directory of the guest (need not be readable).
+    pub working_directory: String,
+    /// The whole environment, in order.
+    pub environment: Vec<(String, String)>,
+    /// Absolute host paths that the guest may read, at the same place.
+    pub read: Vec<String>,
+    /// Absolute host paths that the guest may write.
+    pub write: Vec<String>,
+    /// Host paths that appear elsewhere in the guest.
+    pub volumes: Vec<Volume>,
+    /// Addresses that the guest may connect or send to.
+    pub connect: Vec<NetRule>,
+    /// Addresses that the guest may bind and listen on.
+    pub listen: Vec<NetRule>,
+    /// Most bytes of private writable memory that the program may have mapped.
+    pub max_main_memory: u64,
+    /// Size of the guest's address space in bytes.
+    pub max_address_space: u64,
+    /// Print one strace-like line per system call on stderr.
+    #[serde(default)]
+    pub trace_system_calls: bool,
+    /// Say more in the log.
+    #[serde(default)]
+    pub verbose: bool,
+}
+
+/// How a worker process serves; see `_vmm.pyi`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ServeConfig {
+    /// Request VMs in this process, 1 to 1024.
+    pub threads: usize,
+    /// Whether a VM is reset after each request.
+    pub ephemeral: bool,
+    /// Compare the whole VM with the snapshot after each reset.
+    pub verify_reset: bool,
+    /// Longest run of one request.
+    pub max_request_time_ns: u64,
+    /// Most bytes of memory one request may write.
+    pub max_request_memory: u64,
+    /// Above this many written bytes a reset gives the memory back instead of copying.
+    pub limit_request_memory: u64,
+    /// Most pages that stay mapped and are copied back at a reset.
+    pub hot_pages: usize,
+    /// How long running requests may go on after a drain was asked for.
+    pub drain_time_ns: u64,
+    /// The socket to the supervisor; see `_vmm.pyi`.
+    pub control_fd: i32,
+    /// The worker's number, for its messages.
+    pub worker: u32,
+}

@@ -1,0 +1,24 @@
+//! The data plane of kvmserver: a Linux program in a KVM virtual machine, frozen, forked, and reset after every request.
+//!
+//! Reading order:
+//!
+//! 1. [`memory`]: guest addresses, the one door to guest bytes, the mirrored address space, the set of dirty pages.
+//! 2. [`cpu`]: what a processor's state is.
+//! 3. [`platform`]: that which runs guest code until an exit (KVM).
+//! 4. [`linux`]: our Linux: threads, signals, files, and the table of system calls. It never sees a platform.
+//! 5. [`loader`]: from a program file to a process that can start.
+//! 6. [`sandbox`]: the three together, and the life of a snapshot: boot, freeze, fork, run, reset, verify.
+//! 7. [`serve`]: connections in, requests to sandboxes, responses out.
+
+pub mod config;
+pub mod cpu;
+pub mod limits;
+pub mod linux;
+pub mod loader;
+pub mod memory;
+pub mod platform;
+pub mod sandbox;
+pub mod serve;
+pub mod stats;
+#[cfg(feature = "python")]
+mod python;

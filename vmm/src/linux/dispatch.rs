@@ -1,0 +1,1 @@
+//! One system call from number to outcome.

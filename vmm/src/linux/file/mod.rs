@@ -1,0 +1,256 @@
+//! Open file descriptions: what a descriptor names, in one arena, so that copying the arena copies all of them.
+//!
+//! Everything but [`File::Host`] and [`File::Socket`] is plain data of ours; those two hold host descriptors, shared by
+//! reference count between a snapshot and its forks (offsets are ours, so no two VMs share one).
+//!
+//! **Edge triggers.** Each file answers a [`Readiness`]: the events it has now and two counters, of what happened on its
+//! reading and its writing side (bytes arrived, room appeared, the peer went away). An edge-triggered epoll member reports
+//! when it is ready and a counter of its interest has moved since its last report.
+
+pub mod channel;
+pub mod console;
+pub mod epoll;
+pub mod host;
+pub mod local;
+pub mod special;
+pub mod socket;
+pub mod stream;
+
+use bitflags::bitflags;
+
+use super::Errno;
+use super::fd_table::{Entry, Fd};
+use super::Kernel;
+use crate::limits::FILES_MAX;
+use channel::{Channel, ChannelId};
+
+bitflags! {
+    /// Poll and epoll events (same bits: `poll(2)`, `epoll_ctl(2)`), without epoll's mode bits.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub struct PollEvents: u32 {
+        /// POLLIN.
+        const IN = 0x1;
+        /// POLLPRI.
+        const PRI = 0x2;
+        /// POLLOUT.
+        const OUT = 0x4;
+        /// POLLERR.
+        const ERR = 0x8;
+        /// POLLHUP.
+        const HUP = 0x10;
+        /// POLLNVAL.
+        const NVAL = 0x20;
+        /// POLLRDNORM.
+        const RDNORM = 0x40;
+        /// POLLRDBAND.
+        const RDBAND = 0x80;
+        /// POLLWRNORM.
+        const WRNORM = 0x100;
+        /// POLLWRBAND.
+        const WRBAND = 0x200;
+        /// POLLRDHUP.
+        const RDHUP = 0x2000;
+    }
+}
+
+/// What a file is ready for, and how often something happened to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// Ready now.
+    pub events: PollEvents,
+    /// Counts arrivals: data, connections, the peer's end.
+    pub arrivals: u64,
+    /// Counts room that appeared for writing.
+    pub room: u64,
+}
+
+/// The number of an open file description in [`Files`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub(super) u32);
+
+/// The kinds of open files.
+#[derive(Debug, Clone)]
+pub enum File {
+    /// A regular file, directory or device of the host, below a grant.
+    Host(host::HostFile),
+    /// A generated file or directory of /proc, /dev, /sys.
+    Special(special::SpecialFile),
+    /// The guest's standard input, output or error.
+    Console(console::Console),
+    /// One end of a pipe.
+    Pipe(local::PipeEnd),
+    /// One end of a socketpair, or a connection between two sockets of this VM.
+    Pair(local::PairEnd),
+    /// eventfd.
+    Event(local::EventFd),
+    /// timerfd.
+    Timer(local::TimerFd),
+    /// signalfd.
+    Signal(local::SignalFd),
+    /// epoll.
+    Epoll(epoll::EpollSet),
+    /// A socket that listens for the host's clients, or has been bound to do so.
+    Listener(stream::Listener),
+    /// A client's connection.
+    Stream(stream::Stream),
+    /// An outgoing or datagram socket on a host socket, or one that is neither bound nor connected yet.
+    Socket(socket::Socket),
+}
+
+/// An open file description.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    references: u32,
+    /// Access mode and status flags: O_RDONLY/O_WRONLY/O_RDWR, O_APPEND, O_NONBLOCK, O_DIRECT, O_ASYNC, O_NOATIME.
+    pub flags: u32,
+    /// What it is.
+    pub file: File,
+}
+
+impl Slot {
+    /// O_NONBLOCK.
+    #[must_use]
+    pub const fn nonblocking(&self) -> bool {
+        self.flags & linux_raw_sys::general::O_NONBLOCK != 0
+    }
+}
+
+/// The arena of open file descriptions, and of the byte channels that connect some of them.
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    slots: Vec<Option<Slot>>,
+    /// Buffers of pipes, socketpairs and streams.
+    pub channels: channel::Channels,
+    /// Counts every change that may end somebody's wait; the scheduler looks at blocked threads again when it moved.
+    pub changes: u64,
+}
+
+impl Files {
+    /// Add an open file description with one reference, owned by the caller until it installs or releases it.
+    ///
+    /// # Errors
+    ///
+    /// ENFILE.
+    pub fn add(&mut self, file: File, flags: u32) -> Result<FileId, Errno> {
+        let slot = Slot { references: 1, flags, file };
+        let index = match self.slots.iter().position(Option::is_none) {
+            Some(index) => index,
+            None if self.slots.len() < FILES_MAX => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+            None => return Err(Errno::NFILE),
+        };
+        self.slots[index] = Some(slot);
+        u32::try_from(index).map(FileId).map_err(|_| Errno::NFILE)
+    }
+
+    /// The description behind an id. Ids held by descriptors, waits or epoll sets may have gone: EBADF.
+    ///
+    /// # Errors
+    ///
+    /// EBADF.
+    pub fn get(&self, id: FileId) -> Result<&Slot, Errno> {
+        self.slots.get(id.0 as usize).and_then(Option::as_ref).ok_or(Errno::BADF)
+    }
+
+    /// As [`Files::get`], to change it.
+    ///
+    /// # Errors
+    ///
+    /// EBADF.
+    pub fn get_mut(&mut self, id: FileId) -> Result<&mut Slot, Errno> {
+        self.slots.get_mut(id.0 as usize).and_then(Option::as_mut).ok_or(Errno::BADF)
+    }
+
+    /// One more descriptor names it (`dup`).
+    pub fn retain(&mut self, id: FileId) {
+        if let Ok(slot) = self.get_mut(id) {
+            slot.references = slot.references.saturating_add(1);
+        }
+    }
+
+    /// One descriptor fewer names it; the last one closes it: it leaves every epoll set, and its channels hear of it.
+    pub fn release(&mut self, id: FileId) {
+        let Ok(slot) = self.get_mut(id) else { return };
+        slot.references -= 1;
+        if slot.references > 0 {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(id.0 as usize).and_then(Option::take) else { return };
+        self.changes += 1;
+        for other in self.slots.iter_mut().flatten() {
+            if let File::Epoll(set) = &mut other.file {
+                set.forget(id);
+            }
+        }
+        self.closed(slot.file);
+    }
+
+    /// All descriptions.
+    pub fn iter(&self) -> impl Iterator<Item = (FileId, &Slot)> {
+        self.slots.iter().enumerate().filter_map(|(index, slot)| Some((FileId(u32::try_from(index).ok()?), slot.as_ref()?)))
+    }
+
+    /// The channel with this id.
+    ///
+    /// # Errors
+    ///
+    /// EBADF where it has gone.
+    pub fn channel(&mut self, id: ChannelId) -> Result<&mut Channel, Errno> {
+        self.changes += 1;
+        self.channels.get_mut(id)
+    }
+}
+
+impl Kernel {
+    /// Give an open file description the lowest free number at or above `lowest`. The table takes over the caller's reference;
+    /// on failure it is released.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub fn install_fd_from(&mut self, file: FileId, close_on_exec: bool, lowest: usize) -> Result<Fd, Errno> {
+        let limit = usize::try_from(self.process.rlimits[linux_raw_sys::general::RLIMIT_NOFILE as usize].0).unwrap_or(usize::MAX);
+        match self.process.fds.lowest_free(lowest, limit) {
+            Ok(fd) => {
+                self.process.fds.set(fd, Some(Entry { file, close_on_exec }));
+                Ok(fd)
+            }
+            Err(errno) => {
+                self.files.release(file);
+                Err(errno)
+            }
+        }
+    }
+
+    /// As [`Kernel::install_fd_from`], from 0.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE.
+    pub fn install_fd(&mut self, file: FileId, close_on_exec: bool) -> Result<Fd, Errno> {
+        self.install_fd_from(file, close_on_exec, 0)
+    }
+
+    /// Close a descriptor that a guest named.
+    ///
+    /// # Errors
+    ///
+    /// EBADF.
+    pub fn close_fd(&mut self, fd: i32) -> Result<(), Errno> {
+        let entry = self.process.fds.entry(fd)?;
+        if let Ok(fd) = FdTable::chosen(fd, usize::MAX) {
+            self.process.fds.set(fd, None);
+        }
+        self.files.release(entry.file);
+        Ok(())
+    }
+}
+
+use super::fd_table::FdTable;
+
+impl Files {
+    /// Placeholder until its owner merges: what closing the last reference of each kind does.
+    fn closed(&mut self, _file: File) {}
+}

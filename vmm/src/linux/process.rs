@@ -1,0 +1,67 @@
+//! The process: what its threads share besides memory.
+
+use std::sync::Arc;
+
+use super::fd_table::FdTable;
+use super::path::Directory;
+use super::signal::ProcessSignals;
+use super::thread::Tid;
+
+/// One process.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Process id, also the main thread's id. Never 0 or 1, so that no program takes itself for init.
+    pub pid: Tid,
+    /// Descriptors.
+    pub fds: FdTable,
+    /// Actions, pending signals of the process, and its timers.
+    pub signals: ProcessSignals,
+    /// Working directory.
+    pub cwd: Directory,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// What it is.
+    pub identity: Arc<Identity>,
+    /// Soft and hard resource limits by RLIMIT_* number (`getrlimit(2)`).
+    pub rlimits: [(u64, u64); 16],
+    /// PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_TIMERSLACK, PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER and such small state.
+    pub prctl: PrctlState,
+    /// What to do when the process has ended.
+    pub exit_status: Option<i32>,
+}
+
+/// Small per-process settings of `prctl(2)`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PrctlState {
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+    /// PR_SET_DUMPABLE.
+    pub not_dumpable: bool,
+    /// PR_SET_PDEATHSIG.
+    pub parent_death_signal: i32,
+    /// PR_SET_CHILD_SUBREAPER.
+    pub child_subreaper: bool,
+    /// PR_SET_TIMERSLACK, nanoseconds; 0 for the default of 50,000.
+    pub timer_slack: u64,
+    /// PR_SET_THP_DISABLE.
+    pub thp_disable: bool,
+}
+
+/// What is fixed once a program is loaded: the source of /proc/self and of `getuid` and friends.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Guest path of the executable (`/proc/self/exe`).
+    pub executable: Vec<u8>,
+    /// `argv`, for /proc/self/cmdline.
+    pub arguments: Vec<Vec<u8>>,
+    /// The environment, for /proc/self/environ.
+    pub environment: Vec<Vec<u8>>,
+    /// Auxiliary vector as pairs, for /proc/self/auxv.
+    pub auxv: Vec<(u64, u64)>,
+    /// User and group id: those of the user who runs kvmserver.
+    pub uid: u32,
+    /// See `uid`.
+    pub gid: u32,
+    /// Parent process id that `getppid` shows.
+    pub ppid: Tid,
+}

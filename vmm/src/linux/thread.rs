@@ -1,0 +1,148 @@
+//! Threads: what hangs off one, and the table of them.
+
+use std::collections::BTreeMap;
+
+use super::signal::ThreadSignals;
+use super::{MonotonicNs, Wait};
+use crate::cpu::CpuState;
+
+/// A thread id; the main thread's is the process id.
+pub type Tid = i32;
+
+/// A system call that sleeps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blocked {
+    /// Its number.
+    pub number: usize,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// What it waits for.
+    pub wait: Wait,
+    /// What it has transferred so far.
+    pub progress: u64,
+    /// Set when the wait is over: the handler must run again.
+    pub woken: bool,
+}
+
+/// What a thread is doing.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum State {
+    /// It can run guest code.
+    #[default]
+    Runnable,
+    /// It is inside a system call.
+    Blocked(Blocked),
+}
+
+/// One thread.
+#[derive(Debug, Clone, Default)]
+pub struct Thread {
+    /// Its id.
+    pub tid: Tid,
+    /// What it is doing.
+    pub state: State,
+    /// Its processor state; that of the thread on the vCPU is brought up to date at each exit (general registers, FS, GS).
+    pub cpu: CpuState,
+    /// Its mask, pending signals and alternate stack.
+    pub signals: ThreadSignals,
+    /// CLONE_CHILD_CLEARTID / `set_tid_address`: the word that is zeroed and woken when the thread ends; 0 for none.
+    pub clear_tid: u64,
+    /// `set_robust_list`: address of the list head; 0 for none.
+    pub robust_list: u64,
+    /// The registered restartable-sequence area (`rseq`), its length and signature; 0 for none.
+    pub rseq: (u64, u32, u32),
+    /// PR_SET_NAME, at most 15 bytes and a zero.
+    pub name: [u8; 16],
+    /// Nanoseconds of processor time it has used.
+    pub cpu_time_ns: u64,
+    /// Set by FUTEX_WAKE and relatives for a thread that waits on a futex.
+    pub futex_woken: bool,
+}
+
+/// All threads of the VM, and who is next.
+#[derive(Debug, Clone, Default)]
+pub struct Threads {
+    by_tid: BTreeMap<Tid, Thread>,
+    next_tid: Tid,
+    /// The thread whose registers are on the vCPU.
+    pub current: Tid,
+    /// When the current thread's time slice ends, if others can run.
+    pub slice_end: Option<MonotonicNs>,
+}
+
+impl Threads {
+    /// A table with the main thread only.
+    #[must_use]
+    pub fn new(main: Thread) -> Self {
+        let tid = main.tid;
+        Self { by_tid: BTreeMap::from([(tid, main)]), next_tid: tid + 1, current: tid, slice_end: None }
+    }
+
+    /// The thread with this id.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none: ids come from the kernel's own state here; for ids from a guest use [`Threads::find`].
+    #[expect(clippy::panic, reason = "a caller's broken invariant, not a guest's doing")]
+    pub fn get_mut(&mut self, tid: Tid) -> &mut Thread {
+        match self.by_tid.get_mut(&tid) {
+            Some(thread) => thread,
+            None => panic!("thread {tid} is not in the table"),
+        }
+    }
+
+    /// The thread with an id that a guest named, if there is one.
+    pub fn find(&mut self, tid: Tid) -> Option<&mut Thread> {
+        self.by_tid.get_mut(&tid)
+    }
+
+    /// The thread with this id, to look at.
+    #[must_use]
+    pub fn peek(&self, tid: Tid) -> Option<&Thread> {
+        self.by_tid.get(&tid)
+    }
+
+    /// Add a thread under a new id, which is also returned.
+    pub fn add(&mut self, mut thread: Thread) -> Tid {
+        let tid = self.next_tid;
+        self.next_tid += 1;
+        thread.tid = tid;
+        self.by_tid.insert(tid, thread);
+        tid
+    }
+
+    /// Remove a thread that has ended.
+    pub fn remove(&mut self, tid: Tid) -> Option<Thread> {
+        self.by_tid.remove(&tid)
+    }
+
+    /// All of them, in order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = &Thread> {
+        self.by_tid.values()
+    }
+
+    /// All of them, to change.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Thread> {
+        self.by_tid.values_mut()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_tid.len()
+    }
+
+    /// Whether all have ended.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_tid.is_empty()
+    }
+
+    /// The first runnable thread after `tid` in round-robin order, `tid` itself last.
+    #[must_use]
+    pub fn next_runnable(&self, tid: Tid) -> Option<Tid> {
+        let runnable = |thread: &&Thread| matches!(&thread.state, State::Runnable | State::Blocked(Blocked { woken: true, .. }));
+        let after = self.by_tid.range(tid + 1..).map(|(_, thread)| thread).find(runnable);
+        after.or_else(|| self.by_tid.range(..=tid).map(|(_, thread)| thread).find(runnable)).map(|thread| thread.tid)
+    }
+}

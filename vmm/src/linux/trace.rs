@@ -1,0 +1,1 @@
+//! strace-like lines for system calls, formatted from the table.

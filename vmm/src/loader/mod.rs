@@ -1,0 +1,1 @@
+//! From a program file to a process that can start: ELF, its interpreter, `#!` scripts.

@@ -1,0 +1,317 @@
+#![expect(unsafe_code, reason = "raw copies on base + pointer, and iovecs of guest memory for host calls")]
+//! The one door to guest bytes.
+//!
+//! UNSAFETY: every address is checked against the reservation, without wrap-around, before it becomes `base + address`;
+//! the reservation lives as long as this value. Bytes are only moved by recoverable copies or by the host kernel, so a
+//! page that is absent, protected or cut off by a truncation gives EFAULT. Every write is recorded in the dirty set, and
+//! there is no other way to get a writable pointer.
+
+use std::cell::{Ref, RefCell, RefMut};
+use std::io::{IoSlice, IoSliceMut};
+
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::{DirtySet, access};
+use crate::limits::{IOV_MAX, PAGE};
+
+/// A piece of guest memory that a system call names: address and length in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest address.
+    pub address: u64,
+    /// Length, bytes.
+    pub length: u64,
+}
+
+/// The guest's memory as the host sees it.
+#[derive(Debug)]
+pub struct GuestMemory {
+    base: *mut u8,
+    size: u64,
+    dirty: RefCell<DirtySet>,
+}
+
+// SAFETY: the pointer is to a reservation that belongs to this value's owner alone; it has no thread affinity.
+unsafe impl Send for GuestMemory {}
+
+impl GuestMemory {
+    /// Wrap a reservation of `size` bytes at `base`.
+    ///
+    /// # Safety
+    ///
+    /// The range must be a reservation (mapped with any protection) that outlives the value and that nothing else uses.
+    pub(super) unsafe fn new(base: *mut u8, size: u64) -> Self {
+        access::install_fault_handler();
+        Self { base, size, dirty: RefCell::new(DirtySet::new(size)) }
+    }
+
+    /// Size of the guest's address space in bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The pages written by the host or reported by KVM since they were last pristine.
+    pub fn dirty(&self) -> Ref<'_, DirtySet> {
+        self.dirty.borrow()
+    }
+
+    /// As [`GuestMemory::dirty`], to change the set: the run loop adds what the dirty ring says, reset removes.
+    pub fn dirty_mut(&self) -> RefMut<'_, DirtySet> {
+        self.dirty.borrow_mut()
+    }
+
+    /// The host address of a guest range that lies inside the address space, for mapping calls. Not for loads or stores.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where the range wraps around or leaves the address space.
+    pub(crate) fn host_address(&self, address: u64, length: u64) -> Result<*mut u8, Errno> {
+        let end = address.checked_add(length).ok_or(Errno::FAULT)?;
+        if end > self.size {
+            return Err(Errno::FAULT);
+        }
+        let offset = usize::try_from(address).map_err(|_| Errno::FAULT)?;
+        Ok(self.base.wrapping_add(offset))
+    }
+
+    /// Copy guest bytes into `buffer`.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where any byte cannot be read; the buffer's content is then unspecified.
+    pub fn read_bytes(&self, address: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        if self.read_some(address, buffer) == buffer.len() { Ok(()) } else { Err(Errno::FAULT) }
+    }
+
+    /// Copy as many guest bytes as can be read; returns how many.
+    pub fn read_some(&self, address: u64, buffer: &mut [u8]) -> usize {
+        let Ok(from) = self.host_address(address, buffer.len() as u64) else {
+            return self.clamp(address, buffer.len()).map_or(0, |n| self.read_some(address, &mut buffer[..n]));
+        };
+        // SAFETY: `from` is inside the reservation for the whole length, `buffer` is ours.
+        unsafe { access::copy(buffer.as_mut_ptr(), from, buffer.len()) }
+    }
+
+    /// Copy bytes to the guest.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where any byte cannot be written; a part may have been.
+    pub fn write_bytes(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        if self.write_some(address, bytes) == bytes.len() { Ok(()) } else { Err(Errno::FAULT) }
+    }
+
+    /// Copy as many bytes to the guest as can be written; returns how many.
+    pub fn write_some(&self, address: u64, bytes: &[u8]) -> usize {
+        let Ok(to) = self.host_address(address, bytes.len() as u64) else {
+            return self.clamp(address, bytes.len()).map_or(0, |n| self.write_some(address, &bytes[..n]));
+        };
+        // SAFETY: `to` is inside the reservation for the whole length, `bytes` is ours.
+        let done = unsafe { access::copy(to, bytes.as_ptr(), bytes.len()) };
+        self.dirty.borrow_mut().insert_range(address, done as u64);
+        done
+    }
+
+    /// Store zeros over a guest range.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where any byte cannot be written; a part may have been.
+    pub fn write_zeros(&self, address: u64, length: u64) -> Result<(), Errno> {
+        let to = self.host_address(address, length)?;
+        let wanted = usize::try_from(length).map_err(|_| Errno::FAULT)?;
+        // SAFETY: `to` is inside the reservation for the whole length.
+        let done = unsafe { access::zero(to, wanted) };
+        self.dirty.borrow_mut().insert_range(address, done as u64);
+        if done == wanted { Ok(()) } else { Err(Errno::FAULT) }
+    }
+
+    fn clamp(&self, address: u64, length: usize) -> Option<usize> {
+        let room = usize::try_from(self.size.checked_sub(address)?).ok()?;
+        (room < length && room > 0).then_some(room)
+    }
+
+    /// Read a struct (once: copy, then validate the copy).
+    ///
+    /// # Errors
+    ///
+    /// EFAULT.
+    pub fn read<T: FromBytes + IntoBytes>(&self, address: u64) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read_bytes(address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Write a struct without padding (the bound sees to it).
+    ///
+    /// # Errors
+    ///
+    /// EFAULT.
+    pub fn write<T: IntoBytes + Immutable>(&self, address: u64, value: &T) -> Result<(), Errno> {
+        self.write_bytes(address, value.as_bytes())
+    }
+
+    /// Read `length` bytes into a vector; the caller has bounded `length`.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT.
+    pub fn read_vec(&self, address: u64, length: usize) -> Result<Vec<u8>, Errno> {
+        self.host_address(address, length as u64)?;
+        let mut bytes = vec![0; length];
+        self.read_bytes(address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Read a string that ends with a zero byte, without it; `longest` counts the zero byte.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT, or ENAMETOOLONG where no zero byte is among the first `longest` bytes.
+    pub fn read_string(&self, address: u64, longest: usize) -> Result<Vec<u8>, Errno> {
+        let mut string = Vec::new();
+        while string.len() < longest {
+            let at = address.checked_add(string.len() as u64).ok_or(Errno::FAULT)?;
+            // Never across a page boundary in one copy: the string may end just before an unmapped page.
+            let chunk = ((PAGE - at % PAGE) as usize).min(longest - string.len()).min(256);
+            let mut buffer = [0_u8; 256];
+            let buffer = &mut buffer[..chunk];
+            self.read_bytes(at, buffer)?;
+            if let Some(end) = memchr::memchr(0, buffer) {
+                string.extend_from_slice(&buffer[..end]);
+                return Ok(string);
+            }
+            string.extend_from_slice(buffer);
+        }
+        Err(Errno::NAMETOOLONG)
+    }
+
+    /// Read an array of `struct iovec`, as `readv(2)` takes it.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for more than 1,024 segments or lengths that add up past `i64::MAX`, EFAULT for the array itself. The
+    /// segments are checked when they are used.
+    pub fn read_iovec(&self, address: u64, count: u64) -> Result<Vec<Segment>, Errno> {
+        let count = usize::try_from(count).ok().filter(|&count| count <= IOV_MAX).ok_or(Errno::INVAL)?;
+        let mut segments = Vec::with_capacity(count);
+        let mut total = 0_u64;
+        for index in 0..count {
+            let at = address.checked_add(index as u64 * 16).ok_or(Errno::FAULT)?;
+            let [address, length] = self.read::<[u64; 2]>(at)?;
+            total = total.checked_add(length).filter(|&total| i64::try_from(total).is_ok()).ok_or(Errno::INVAL)?;
+            segments.push(Segment { address, length });
+        }
+        Ok(segments)
+    }
+
+    /// Copy `bytes` out over the segments, beginning `skip` bytes into them; returns how many bytes were copied.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT only where nothing at all could be copied and something was to be.
+    pub fn scatter(&self, segments: &[Segment], skip: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        let mut done = 0;
+        for segment in skipped(segments, skip) {
+            if done == bytes.len() {
+                break;
+            }
+            let piece = usize::try_from(segment.length).unwrap_or(usize::MAX).min(bytes.len() - done);
+            let copied = self.write_some(segment.address, &bytes[done..done + piece]);
+            done += copied;
+            if copied < piece {
+                return if done == 0 { Err(Errno::FAULT) } else { Ok(done) };
+            }
+        }
+        Ok(done)
+    }
+
+    /// Collect at most `most` bytes from the segments, beginning `skip` bytes into them.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT only where nothing at all could be copied and something was to be.
+    pub fn gather(&self, segments: &[Segment], skip: u64, most: usize) -> Result<Vec<u8>, Errno> {
+        let mut bytes = Vec::new();
+        for segment in skipped(segments, skip) {
+            if bytes.len() == most {
+                break;
+            }
+            let piece = usize::try_from(segment.length).unwrap_or(usize::MAX).min(most - bytes.len());
+            let start = bytes.len();
+            bytes.resize(start + piece, 0);
+            let copied = self.read_some(segment.address, &mut bytes[start..]);
+            bytes.truncate(start + copied);
+            if copied < piece {
+                return if bytes.is_empty() { Err(Errno::FAULT) } else { Ok(bytes) };
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Let a host call read from the segments (`write(2)` and relatives): at most `most` bytes of them.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where a segment leaves the address space, and what the call answers.
+    pub fn with_readable<T>(&self, segments: &[Segment], most: u64, call: impl FnOnce(&[IoSlice<'_>]) -> Result<T, Errno>) -> Result<T, Errno> {
+        let mut slices = Vec::with_capacity(segments.len());
+        for segment in limited(segments, most) {
+            let pointer = self.host_address(segment.address, segment.length)?;
+            let length = usize::try_from(segment.length).map_err(|_| Errno::FAULT)?;
+            // SAFETY: an IoSlice is handed to the kernel only, which copies from it and reports EFAULT; its bytes are never looked
+            // at from Rust. The range is inside the reservation.
+            slices.push(IoSlice::new(unsafe { std::slice::from_raw_parts(pointer, length) }));
+        }
+        call(&slices)
+    }
+
+    /// Let a host call write into the segments (`read(2)` and relatives): at most `most` bytes. `call` answers how many bytes
+    /// it wrote, in order; those pages count as written, all of them where it failed.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where a segment leaves the address space, and what the call answers.
+    pub fn with_writable(&self, segments: &[Segment], most: u64, call: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<usize, Errno>) -> Result<usize, Errno> {
+        let mut slices = Vec::with_capacity(segments.len());
+        for segment in limited(segments, most) {
+            let pointer = self.host_address(segment.address, segment.length)?;
+            let length = usize::try_from(segment.length).map_err(|_| Errno::FAULT)?;
+            // SAFETY: an IoSliceMut is handed to the kernel only, which copies into it and reports EFAULT; its bytes are never looked
+            // at from Rust. The range is inside the reservation.
+            slices.push(IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(pointer, length) }));
+        }
+        let answer = call(&mut slices);
+        drop(slices);
+        let written = match answer {
+            Ok(count) => count as u64,
+            // The kernel may have stored something before it met a bad page.
+            Err(Errno::FAULT) => most,
+            Err(_) => 0,
+        };
+        for segment in limited(segments, written) {
+            self.dirty.borrow_mut().insert_range(segment.address, segment.length);
+        }
+        answer
+    }
+}
+
+fn skipped(segments: &[Segment], skip: u64) -> impl Iterator<Item = Segment> {
+    let mut skip = skip;
+    segments.iter().filter_map(move |segment| {
+        let cut = skip.min(segment.length);
+        skip -= cut;
+        (segment.length > cut).then(|| Segment { address: segment.address.wrapping_add(cut), length: segment.length - cut })
+    })
+}
+
+fn limited(segments: &[Segment], most: u64) -> impl Iterator<Item = Segment> {
+    let mut left = most;
+    segments.iter().filter_map(move |segment| {
+        let length = segment.length.min(left);
+        left -= length;
+        (length > 0).then_some(Segment { address: segment.address, length })
+    })
+}

@@ -1,0 +1,22 @@
+//! Guest memory: addresses, the one door to guest bytes, the mirrored address space, the set of written pages.
+//!
+//! | to do this | take |
+//! | --- | --- |
+//! | read or write a struct, a string, some bytes | [`GuestMemory::read`], [`GuestMemory::write`] and relatives: checked, recoverable copies |
+//! | let the host kernel fill or empty a buffer | [`GuestMemory::with_readable`], [`GuestMemory::with_writable`]: iovecs on `base + pointer` |
+//! | change mappings | [`AddressSpace`] |
+//! | know what was written since the snapshot | [`DirtySet`] |
+//!
+//! No Rust reference into guest memory ever exists.
+
+mod access;
+mod address_space;
+mod dirty;
+mod guest;
+mod vma;
+
+pub use access::install_fault_handler;
+pub use address_space::{AddressSpace, MapRequest, Placement};
+pub use dirty::DirtySet;
+pub use guest::{GuestMemory, Segment};
+pub use vma::{Backing, Protection, Vma, VmaTree};
