@@ -1,0 +1,5 @@
+"""``python -m kvmserver`` is the ``kvmserver`` script."""
+
+from kvmserver.cli import main
+
+main()

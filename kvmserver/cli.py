@@ -1,0 +1,220 @@
+"""The command line: ``kvmserver [OPTIONS] run PROGRAM [ARGS...]``, ``demo`` and ``doctor``.
+
+Parses, calls, prints, and turns every failure into one sentence and an exit code. The options come from the table in
+options.py; only ``--config`` and ``--print-config`` exist here alone, since neither makes sense in the file.
+"""
+
+import difflib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kvmserver import config, errors
+from kvmserver.errors import EXIT_SIGNAL_BASE, EXIT_USAGE, KvmserverError, UsageError
+from kvmserver.options import BARE, GROUPS, OBSERVING, PROGRAM, ROW_OF_NAME, ROWS, Kind, Row
+
+SIGINT = 2
+
+
+def option_words(row: Row) -> str:
+    """How the option is written in help and documentation, such as ``-t, --threads N``."""
+    short = f"-{row.opt.short}, " if row.opt.short else ""
+    if row.opt.kind is Kind.FLAG:
+        return f"{short}{row.flag_name}"
+    value = f"[={row.opt.metavar}]" if row.opt.kind is Kind.GRANT else f" {row.opt.metavar}"
+    return f"{short}{row.flag_name}{value}"
+
+
+def _click_option(row: Row) -> click.Option:
+    names = [row.flag_name, row.field] + ([f"-{row.opt.short}"] if row.opt.short else [])
+    if row.opt.kind is Kind.FLAG:
+        # The negative form lets the command line switch off what the file switches on.
+        names[0] = f"{row.flag_name}/--no-{row.name}"
+        return click.Option(names, is_flag=True, default=None, help=row.opt.help)
+    # Everything else is collected as words and converted with the values of the file, so that there is one parser.
+    return click.Option(names, multiple=True, type=str, help=row.opt.help)
+
+
+def mark_bare_grants(words: Sequence[str]) -> list[str]:
+    """Turn ``--allow-read`` without ``=`` into a form that click cannot join with the next word.
+
+    Only kvmserver's own options are looked at: the walk ends at the first word that is neither an option nor the
+    value of one, which is the command.
+    """
+    bare = {row.flag_name for row in ROWS if row.opt.kind is Kind.GRANT}
+    result: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        result.append(f"{word}={BARE}" if word in bare else word)
+        if _takes_next_word(word):
+            result += [value] if (value := next(rest, None)) is not None else []
+        elif not word.startswith("-") or word in ("-", "--"):
+            break
+    return result + list(rest)
+
+
+def _takes_next_word(word: str) -> bool:
+    if word.startswith("--"):
+        row = ROW_OF_NAME.get(word[2:])
+        return word == "--config" or (row is not None and row.opt.kind not in (Kind.FLAG, Kind.GRANT))
+    with_value = {row.opt.short for row in ROWS if row.opt.short and row.opt.kind is not Kind.FLAG} | {"c"}
+    letters = word[1:] if word.startswith("-") else ""
+    first = next((index for index, letter in enumerate(letters) if letter in with_value), None)
+    return first is not None and first == len(letters) - 1
+
+
+class _Main(click.Group):
+    """The group of commands, with bare grants and grouped help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, mark_bare_grants(args))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for group in GROUPS:
+            rows = [(option_words(row), row.opt.help) for row in ROWS if row.opt.group == group]
+            if group == PROGRAM:
+                rows.append(
+                    ("-c, --config FILE", f"Configuration file (default: {config.DEFAULT_FILE}, if it exists).")
+                )
+            if group == OBSERVING:
+                rows.append(("--print-config", "Print the effective configuration with origins, start nothing."))
+                rows += [("-V, --version", "Print the version."), ("-h, --help", "Print this help.")]
+            with formatter.section(group):
+                formatter.write_dl(rows)
+        self.format_commands(ctx, formatter)
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"kvmserver {importlib.metadata.version('kvmserver')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Main,
+    invoke_without_command=True,
+    subcommand_metavar="run PROGRAM [ARGS...] | demo | doctor",
+    params=[_click_option(row) for row in ROWS],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path))
+@click.option("--print-config", is_flag=True)
+@click.option("-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version)
+@click.pass_context
+def command_line(ctx: click.Context, /, config_file: Path | None, print_config: bool, **given: object) -> None:
+    """Serve every HTTP request from a fresh fork of a warmed-up Linux program in a KVM virtual machine.
+
+    Durations and sizes take suffixes (250ms, 64MiB); bare numbers are seconds and MiB. Every flag has a --no- form.
+    """
+    ctx.obj = _Request(
+        {row.name: given[row.field] for row in ROWS if _is_given(given[row.field])}, config_file, print_config
+    )
+    if ctx.invoked_subcommand is None:
+        ctx.exit(ctx.obj.run(None, ()))
+
+
+def _is_given(words: object) -> bool:
+    return words is not None and words != ()
+
+
+class _Request:
+    """What the options in front of the command say."""
+
+    def __init__(self, given: dict[str, Any], file: Path | None, print_only: bool) -> None:
+        self.given = given
+        self.file = file
+        self.print_only = print_only
+
+    def run(self, program: str | None, arguments: Sequence[str]) -> int:
+        """Run ``program`` (or the one of the file) and return the exit code."""
+        merged = config.load(self.given, self.file, program, arguments)
+        if self.print_only:
+            click.echo(config.print_config(merged), nl=False)
+            return 0
+        if merged.program is None:
+            raise UsageError(
+                "no program to run", "kvmserver [OPTIONS] run PROGRAM [ARGS...], or a [run] table in kvmserver.toml"
+            )
+        from kvmserver import supervisor
+
+        return supervisor.run(merged)
+
+
+@command_line.command(
+    context_settings={"allow_interspersed_args": False},
+    options_metavar="",
+    short_help="Run a program; all that follows it is its own.",
+)
+@click.argument("program")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(ctx: click.Context, program: str, args: tuple[str, ...]) -> None:
+    """Run PROGRAM with ARGS in a VM; if it is a server, serve every request from a fork of it."""
+    ctx.exit(ctx.obj.run(program, args))
+
+
+@command_line.command(short_help="Serve a counter that cannot count, and show it.")
+@click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port to serve on; 0 picks a free one.")
+@click.pass_context
+def demo(ctx: click.Context, port: int | None) -> None:
+    """Serve the counter program of this package, ask it three times, compare with a native run, serve on."""
+    from kvmserver import demo as demonstration
+
+    ctx.exit(demonstration.run(ctx.obj.given, port))
+
+
+@command_line.command(short_help="Say what this machine has and lacks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Check everything kvmserver needs; exit code 1 if something needed is missing."""
+    from kvmserver import doctor as examination
+
+    ctx.exit(examination.run(as_json))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``kvmserver`` script; never returns."""
+    sys.exit(_exit_code(lambda: command_line.main(arguments, standalone_mode=False)))
+
+
+def _exit_code(call: Callable[[], object]) -> int:
+    try:
+        code = call()
+    except KvmserverError as error:
+        return _show(error)
+    except click.ClickException as error:
+        return _show(_from_click(error))
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_SIGNAL_BASE + SIGINT
+    except BrokenPipeError:
+        return errors.EXIT_FAILURE
+    return code if isinstance(code, int) else 0
+
+
+def _show(error: KvmserverError) -> int:
+    click.echo(errors.render(error), nl=False, err=True)
+    return error.exit_code
+
+
+def _from_click(error: click.ClickException) -> KvmserverError:
+    if isinstance(error, click.NoSuchOption):
+        return _unknown_option(error)
+    message = error.format_message().strip().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    hint = "kvmserver --help lists commands and options" if isinstance(error, click.UsageError) else ""
+    return KvmserverError(message, hint, EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code)
+
+
+def _unknown_option(error: click.NoSuchOption) -> KvmserverError:
+    name = error.option_name
+    ours = [row.flag_name for row in ROWS] + [f"-{row.opt.short}" for row in ROWS if row.opt.short]
+    ours += ["--config", "-c", "--print-config", "--version", "--help"]
+    if name in ours and error.ctx is not None and error.ctx.command.name != command_line.name:
+        return UsageError(f"{name} comes too late", f"options of kvmserver come before '{error.ctx.command.name}'")
+    close = difflib.get_close_matches(name, ours, 1)
+    return UsageError(f"unknown option {name}", f"did you mean {close[0]}?" if close else "kvmserver --help lists all")

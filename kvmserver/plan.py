@@ -1,0 +1,142 @@
+"""From the effective configuration to the message that starts a tenant: plain data, everything resolved.
+
+The message is the whole truth for the tenant: it looks at no environment, no file and no resolver of its own.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from kvmserver import permissions
+from kvmserver.config import Config
+from kvmserver.errors import ConfigError, KvmserverError
+from kvmserver.options import Options
+from kvmserver.permissions import NetRule, Permissions, Resolver
+from kvmserver.program import Program
+
+DRAIN_TIME_NS = 10_000_000_000
+
+
+def resolve_permissions(
+    options: Options, directory: str, environment: Mapping[str, str], resolve: Resolver
+) -> Permissions:
+    """The options' grants with absolute paths and numeric addresses. Raises ConfigError with all mistakes."""
+    everything = options.allow_all
+    problems: list[str] = []
+
+    def net(name: str, grant: permissions.Grant) -> tuple[NetRule, ...]:
+        try:
+            return permissions.net_grant(grant, resolve)
+        except ValueError as error:
+            problems.append(f"--{name}: {error}")
+            return ()
+
+    both = net("allow-net", everything or options.allow_net)
+    connect, listen = net("allow-connect", options.allow_connect), net("allow-listen", options.allow_listen)
+    try:
+        volumes = permissions.resolve_volumes(options.volume, directory)
+    except ValueError as error:
+        problems.append(f"--volume: {error}")
+        volumes = ()
+    problems += [f"--volume: {v.host!r} does not exist" for v in volumes if not os.path.exists(v.host)]
+    if problems:
+        raise ConfigError(problems)
+    return Permissions(
+        read=permissions.path_grant(everything or options.allow_read, directory),
+        write=permissions.path_grant(everything or options.allow_write, directory),
+        volumes=volumes,
+        connect=_union(both, connect),
+        listen=_union(both, listen),
+        environment=permissions.guest_environment(environment, everything or options.allow_env, options.env),
+    )
+
+
+def working_directory(options: Options, directory: str, granted: Permissions) -> str:
+    """The guest's working directory, absolute; it exists on the host or lies in a volume. Raises ConfigError."""
+    path = permissions.absolute_path(options.cwd, directory)
+    in_volume = any(path == v.guest or path.startswith(v.guest.rstrip("/") + "/") for v in granted.volumes)
+    if not in_volume and not os.path.isdir(path):
+        raise ConfigError([f"--cwd: {path!r} is not a directory"])
+    return path
+
+
+def sandbox_config(config: Config, program: Program, granted: Permissions, directory: str) -> dict[str, Any]:
+    """The SandboxConfig of vmm/src/config.rs."""
+    options = config.options
+    return {
+        "program": program.path,
+        "name": program.name,
+        "arguments": list(config.arguments),
+        "working_directory": working_directory(options, directory, granted),
+        "environment": [list(variable) for variable in granted.environment],
+        "read": list(granted.read),
+        "write": list(granted.write),
+        "volumes": [asdict(volume) for volume in granted.volumes],
+        "connect": [asdict(rule) for rule in granted.connect],
+        "listen": [asdict(rule) for rule in granted.listen],
+        "max_main_memory": options.max_main_memory,
+        "max_address_space": options.max_address_space,
+        "trace_system_calls": options.verbose_syscalls,
+        "verbose": options.verbose,
+    }
+
+
+def serve_config(options: Options) -> dict[str, Any]:
+    """The ServeConfig of vmm/src/config.rs without what differs between workers."""
+    return {
+        "ephemeral": options.ephemeral,
+        "verify_reset": options.verify_reset,
+        "max_request_time_ns": options.max_request_time,
+        "max_request_memory": options.max_request_memory,
+        "limit_request_memory": options.limit_request_memory,
+        "hot_pages": options.hot_pages,
+        "drain_time_ns": DRAIN_TIME_NS,
+    }
+
+
+def start_message(config: Config, program: Program, granted: Permissions, directory: str) -> dict[str, Any]:
+    """What the tenant is told first. Raises KvmserverError for text that is not UTF-8, which JSON cannot carry."""
+    options = config.options
+    sandbox = sandbox_config(config, program, granted, directory)
+    _require_utf8(sandbox)
+    return {
+        "do": "start",
+        "sandbox": sandbox,
+        "serve": serve_config(options),
+        "program": program.label,
+        "threads": config.threads,
+        "vms_per_process": options.vms_per_process,
+        "server_expected": config.server_expected,
+        "boot_time_ns": options.max_boot_time if config.server_expected else 0,
+        "request_time_ns": options.max_request_time,
+        "warmup": {"count": config.warmup_count, "requests": [asdict(r) for r in config.warmup_requests]},
+    }
+
+
+def without_undecodable(environment: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The host's variables that are valid UTF-8, and the names of the others, which no guest can be given."""
+    good = {name: value for name, value in environment.items() if _is_utf8(name + value)}
+    return good, tuple(name for name in environment if name not in good)
+
+
+def _require_utf8(sandbox: Mapping[str, Any]) -> None:
+    words = [sandbox["program"], sandbox["name"], sandbox["working_directory"], *sandbox["arguments"], *sandbox["read"]]
+    words += [*sandbox["write"], *(word for pair in sandbox["environment"] for word in pair)]
+    words += [word for volume in sandbox["volumes"] for word in (volume["host"], volume["guest"])]
+    for word in words:
+        if not _is_utf8(word):
+            raise KvmserverError(f"{word!a} is not valid UTF-8", exit_code=2)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _union(*lists: tuple[NetRule, ...]) -> tuple[NetRule, ...]:
+    rules = tuple(dict.fromkeys(rule for rules in lists for rule in rules))
+    return permissions.EVERYTHING_ON_THE_NET if permissions.EVERYTHING_ON_THE_NET[0] in rules else rules

@@ -1,0 +1,139 @@
+"""``python -m kvmserver.tenant CONTROL_FD SUPERVISOR_PID``: one tenant's process.
+
+Loads the program, boots it, warms it up, takes the snapshot and forks the workers. Single-threaded, so that the fork
+is sound; keeps its imports few, because its memory is what every request VM stands on. It is told everything by the
+start message (plan.py) and reports everything as events over the control socket.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from kvmserver import _vmm, channel, errors, lifeline, run_end, warmup
+from kvmserver.channel import Channel, Message
+from kvmserver.errors import KvmserverError, StartError
+from kvmserver.run_end import Ended
+from kvmserver.warmup import WarmupRequest
+from kvmserver.workers import WorkerPool, shares
+
+_PROGRESS_INTERVAL_S = 0.05
+
+
+class Tenant:
+    """The life of one tenant, from the start message to the end of its workers."""
+
+    def __init__(self, control: Channel, start: Message) -> None:
+        self._control = control
+        self._start = start
+        self._program = str(start["program"])
+
+    def run(self) -> int:
+        """The exit code of the process. Raises KvmserverError if the start fails."""
+        sandbox = _vmm.Sandbox(json.dumps(self._start["sandbox"]))
+        ended = self._boot(sandbox)
+        if ended is not None:
+            self._control.send({"event": "ended", "exit_code": ended.exit_code, "message": ended.message})
+            return 0
+        warmup_ns = self._warm_up(sandbox)
+        snapshot = sandbox.snapshot()
+        del sandbox
+        snapshot.open_listeners()
+        self._serve(snapshot, warmup_ns)
+        return 0
+
+    def _boot(self, sandbox: _vmm.Sandbox) -> Ended | None:
+        limit_ns = int(self._start["boot_time_ns"])
+        end = json.loads(sandbox.boot(limit_ns))
+        ended = run_end.after_boot(end, self._program, bool(self._start["server_expected"]), limit_ns)
+        if ended is None:
+            if refused := run_end.refused_listen(end, self._program):
+                self._control.send({"event": "log", "level": "warning", "message": refused})
+            addresses = [run_end.listener_address(listener) for listener in end["listeners"]]
+            wait, init_ns = end["wait"], end["init_ns"]
+            self._control.send({"event": "ready", "wait": wait, "listeners": addresses, "init_ns": init_ns})
+        return ended
+
+    def _warm_up(self, sandbox: _vmm.Sandbox) -> int:
+        """Send the warm-up requests; the nanoseconds that took. Raises StartError at the first bad answer."""
+        count = int(self._start["warmup"]["count"])
+        requests = [WarmupRequest(**request) for request in self._start["warmup"]["requests"]]
+        limit_ns = int(self._start["request_time_ns"])
+        begin_ns, reported_s = time.monotonic_ns(), 0.0
+
+        def send(index: int, request: WarmupRequest, data: bytes) -> None:
+            nonlocal reported_s
+            answer, text = sandbox.request(data, limit_ns)
+            problem = _judge(request, answer, json.loads(text), limit_ns)
+            if problem:
+                hint = "run with --verbose to see more, or change the requests with --warmup-request"
+                raise StartError(f"warm-up request {index + 1} of {count} ({request.label}) {problem}", hint)
+            if time.monotonic() - reported_s >= _PROGRESS_INTERVAL_S or index + 1 == count:
+                reported_s = time.monotonic()
+                self._control.send({"event": "warmup", "done": index + 1, "count": count})
+
+        warmup.run_warmup(count, requests, send)
+        return time.monotonic_ns() - begin_ns
+
+    def _serve(self, snapshot: _vmm.Snapshot, warmup_ns: int) -> None:
+        def serve(number: int, threads: int, control_fd: int) -> None:
+            own = {"threads": threads, "control_fd": control_fd, "worker": number}
+            try:
+                snapshot.serve(json.dumps({**self._start["serve"], **own}))
+            except _vmm.VmmError as error:
+                raise errors.from_vmm(error) from error
+
+        threads = shares(int(self._start["threads"]), int(self._start["vms_per_process"]))
+        pool = WorkerPool(serve, threads, self._report, self._control)
+        try:
+            pool.start()
+        except StartError:
+            pool.kill()
+            raise
+        serving = {
+            "event": "serving",
+            "warmup_ns": warmup_ns,
+            "workers": len(threads),
+            "snapshot_bytes": snapshot.bytes(),
+        }
+        self._report(serving)
+        pool.run()
+
+    def _report(self, message: Message) -> None:
+        self._control.send(message)
+
+
+def _judge(request: WarmupRequest, answer: bytes, end: dict[str, Any], limit_ns: int) -> str:
+    if end.get("end") == "responded":
+        return warmup.judge(request, answer)
+    return f"failed: the program {run_end.describe(end, limit_ns)}"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tenant that the arguments describe; its failures travel as one event, never as a traceback."""
+    control_fd, supervisor_pid = (int(word) for word in arguments)
+    lifeline.die_with_parent(supervisor_pid)
+    lifeline.leave_signals_to_supervisor()
+    control = channel.from_fd(control_fd)
+    start = next(control.messages(), None)
+    if start is None:
+        return errors.EXIT_FAILURE
+    try:
+        return Tenant(control, start).run()
+    except _vmm.VmmError as error:
+        failure = errors.from_vmm(error)
+    except KvmserverError as error:
+        failure = error
+    except BaseException as error:
+        # A panic of the data plane is no Exception, and must become a sentence too.
+        failure = KvmserverError(f"internal error: {type(error).__name__}: {error}")
+    report = {"event": "failed", "exit_code": failure.exit_code, "message": failure.message, "hint": failure.hint}
+    control.send(report)
+    return errors.EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    # Nothing of ours is buffered; skipping the interpreter's teardown keeps the exit of a short program fast.
+    os._exit(code)

@@ -1,0 +1,123 @@
+"""The pretended data plane: the classes of _vmm.pyi, with the program's base name as its script.
+
+``server`` listens, ``counter`` too and answers its count, ``status7`` exits, ``segfault`` dies, ``hang`` never
+listens, ``sick`` answers 500, ``mute`` never answers, ``busy`` cannot bind, ``panic`` panics, ``suicide`` has workers
+that die after a moment, ``stillborn`` has workers that cannot start, ``deaf`` has workers that ignore a drain.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import time
+
+__all__ = ["Sandbox", "Snapshot", "VmmError", "__version__", "probe", "syscall_table"]
+
+__version__ = "0.0.0"
+
+LISTENERS = [{"family": "inet", "address": "0.0.0.0", "port": 8000}]
+REFUSED = {"address": "0.0.0.0", "port": 8000, "error": "address already in use"}
+
+
+class VmmError(Exception):
+    pass
+
+
+class Panic(BaseException):
+    pass
+
+
+def probe() -> str:
+    return json.dumps({"api_version": 12, "kind": "pretended"})
+
+
+def syscall_table() -> str:
+    return json.dumps(
+        [
+            {"number": 0, "name": "read", "support": "full", "note": ""},
+            {"number": 1, "name": "write", "support": "partial", "note": "some | note"},
+        ]
+    )
+
+
+class Sandbox:
+    def __init__(self, config: str) -> None:
+        self.config = json.loads(config)
+        self.script = os.path.basename(self.config["program"])
+        self.count = 0
+        if self.script == "notelf":
+            raise VmmError("program_not_executable", "cannot run 'notelf': not an x86-64 ELF file", "")
+
+    def boot(self, timeout_ns: int) -> str:
+        os.write(1, b"")
+        ends = {
+            "status7": {"end": "exited", "status": 7},
+            "segfault": {"end": "killed", "signal": 11, "detail": "rip 0x1000"},
+            "hang": {"end": "timed_out", "detail": ""},
+            "busy": {"end": "exited", "status": 1, "refused_listen": REFUSED},
+        }
+        if self.script == "panic":
+            raise Panic("index out of bounds")
+        if self.script == "sleep":
+            time.sleep(60)
+        if self.script == "echo":
+            os.write(1, json.dumps(self.config).encode() + b"\n")
+            return json.dumps({"end": "exited", "status": 0})
+        if self.script == "kill9":
+            os.kill(os.getpid(), signal.SIGKILL)
+        ready = {"end": "ready", "wait": "epoll", "listeners": LISTENERS, "init_ns": 161_000_000}
+        return json.dumps(ends.get(self.script, ready))
+
+    def request(self, data: bytes, timeout_ns: int) -> tuple[bytes, str]:
+        self.count += 1
+        if self.script == "mute":
+            return b"", json.dumps({"end": "timed_out"})
+        status = "500 Oops" if self.script == "sick" and self.count == 3 else "200 OK"
+        return f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode(), json.dumps({"end": "responded"})
+
+    def snapshot(self) -> "Snapshot":
+        return Snapshot(self.script)
+
+
+class Snapshot:
+    def __init__(self, script: str) -> None:
+        self.script = script
+
+    def bytes(self) -> int:
+        return 4096
+
+    def open_listeners(self) -> None:
+        if self.script == "taken":
+            raise VmmError("listen", "cannot listen on 0.0.0.0:8000: address already in use", "stop the other server")
+
+    def serve(self, config: str) -> str:
+        options = json.loads(config)
+        worker = options["worker"]
+        control = socket.socket(fileno=options["control_fd"])
+        if self.script == "stillborn":
+            raise VmmError("kvm", "cannot create a VM: no space left on device", "")
+
+        def tell(event: str, **more: object) -> None:
+            control.sendall(json.dumps({"event": event, "worker": worker, **more}).encode() + b"\n")
+
+        tell("ready")
+        if self.script == "suicide":
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.script == "nonsense":
+            control.sendall(b"this is not json\n")
+        stats = {"requests": 5, "reset_ns_max": 10 + worker, "threads": options["threads"]}
+        tell("run_failed", level="warning", message="killed by signal 11\x1b[31m")
+        while True:
+            select.select([control], [], [])
+            data = control.recv(4096)
+            if not data:
+                os._exit(3)
+            for line in data.splitlines():
+                command = json.loads(line)["do"]
+                if command == "stats":
+                    tell("stats", stats=stats)
+                if command == "drain" and self.script != "deaf":
+                    tell("drained", stats=stats)
+                    return json.dumps(stats)
