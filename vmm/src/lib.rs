@@ -17,8 +17,8 @@ pub mod linux;
 pub mod loader;
 pub mod memory;
 pub mod platform;
+#[cfg(feature = "python")]
+mod python;
 pub mod sandbox;
 pub mod serve;
 pub mod stats;
-#[cfg(feature = "python")]
-mod python;

@@ -20,7 +20,9 @@ impl Timespec {
     /// EINVAL for negative seconds or nanoseconds out of range, as `nanosleep(2)` and `ppoll(2)` answer.
     pub fn to_ns(self) -> Result<u64, rustix::io::Errno> {
         match (u64::try_from(self.seconds), u64::try_from(self.nanoseconds)) {
-            (Ok(seconds), Ok(nanoseconds)) if nanoseconds < 1_000_000_000 => Ok(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)),
+            (Ok(seconds), Ok(nanoseconds)) if nanoseconds < 1_000_000_000 => {
+                Ok(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+            }
             _ => Err(rustix::io::Errno::INVAL),
         }
     }

@@ -67,7 +67,13 @@ impl FdTable {
     /// EMFILE.
     pub fn lowest_free(&self, lowest: usize, limit: usize) -> Result<Fd, Errno> {
         let limit = limit.min(FDS_MAX);
-        let free = self.entries.iter().enumerate().skip(lowest).find(|(_, entry)| entry.is_none()).map_or_else(|| self.entries.len().max(lowest), |(index, _)| index);
+        let free = self
+            .entries
+            .iter()
+            .enumerate()
+            .skip(lowest)
+            .find(|(_, entry)| entry.is_none())
+            .map_or_else(|| self.entries.len().max(lowest), |(index, _)| index);
         if free >= limit { Err(Errno::MFILE) } else { u16::try_from(free).map(Fd).map_err(|_| Errno::MFILE) }
     }
 

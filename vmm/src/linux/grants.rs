@@ -3,4 +3,3 @@
 /// Placeholder until its owner merges.
 #[derive(Debug, Clone, Default)]
 pub struct Grants;
-

@@ -188,7 +188,11 @@ impl Call<'_> {
 
     /// The absolute deadline of this call: `timeout` nanoseconds from the first attempt; `None` waits for ever.
     pub fn deadline(&self, timeout: Option<u64>) -> Option<MonotonicNs> {
-        if self.attempt == Attempt::First { timeout.map(|timeout| self.kernel.clock.monotonic().saturating_add(timeout)) } else { self.saved_deadline }
+        if self.attempt == Attempt::First {
+            timeout.map(|timeout| self.kernel.clock.monotonic().saturating_add(timeout))
+        } else {
+            self.saved_deadline
+        }
     }
 
     /// The open file description behind descriptor argument `index`.

@@ -7,4 +7,3 @@ pub struct ThreadSignals;
 /// Placeholder until its owner merges.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessSignals;
-

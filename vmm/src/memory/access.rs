@@ -107,7 +107,8 @@ fn chain(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
         Some(action) if action.sa_sigaction > 1 => {
             if action.sa_flags & libc::SA_SIGINFO != 0 {
                 // SAFETY: the previous owner registered this address as a handler of exactly this signature.
-                let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = unsafe { std::mem::transmute(action.sa_sigaction) };
+                let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                    unsafe { std::mem::transmute(action.sa_sigaction) };
                 handler(signal, info, context);
             } else {
                 // SAFETY: as above, for the one-argument form.
@@ -132,7 +133,16 @@ mod tests {
         install_fault_handler();
         let page = 4096;
         // SAFETY: a fresh anonymous mapping of three pages.
-        let base = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), 3 * page, rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE, rustix::mm::MapFlags::PRIVATE) }.expect("mmap").cast::<u8>();
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                3 * page,
+                rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE,
+                rustix::mm::MapFlags::PRIVATE,
+            )
+        }
+        .expect("mmap")
+        .cast::<u8>();
         // SAFETY: the middle page of the mapping above.
         unsafe { rustix::mm::mprotect(base.add(page).cast(), page, rustix::mm::MprotectFlags::empty()) }.expect("mprotect");
         let mut buffer = vec![1_u8; 2 * page];

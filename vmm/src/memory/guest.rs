@@ -12,6 +12,7 @@ use std::io::{IoSlice, IoSliceMut};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::mirror::Mirror;
 use super::{DirtySet, access};
 use crate::limits::{IOV_MAX, PAGE};
 
@@ -36,14 +37,10 @@ pub struct GuestMemory {
 unsafe impl Send for GuestMemory {}
 
 impl GuestMemory {
-    /// Wrap a reservation of `size` bytes at `base`.
-    ///
-    /// # Safety
-    ///
-    /// The range must be a reservation (mapped with any protection) that outlives the value and that nothing else uses.
-    pub(super) unsafe fn new(base: *mut u8, size: u64) -> Self {
+    /// The bytes of a mirror. The owner of both declares this value before the mirror, so that it is dropped first.
+    pub(super) fn over(mirror: &Mirror, size: u64) -> Self {
         access::install_fault_handler();
-        Self { base, size, dirty: RefCell::new(DirtySet::new(size)) }
+        Self { base: mirror.base(), size, dirty: RefCell::new(DirtySet::new(size)) }
     }
 
     /// Size of the guest's address space in bytes.
@@ -126,6 +123,16 @@ impl GuestMemory {
         let done = unsafe { access::zero(to, wanted) };
         self.dirty.borrow_mut().insert_range(address, done as u64);
         if done == wanted { Ok(()) } else { Err(Errno::FAULT) }
+    }
+
+    /// The guest moved `[from, from + length)` to `to`: what was written there is now written here.
+    pub(super) fn move_dirty(&self, from: u64, to: u64, length: u64) {
+        let mut dirty = self.dirty.borrow_mut();
+        for at in (0..length).step_by(PAGE as usize) {
+            if dirty.contains((from + at) / PAGE) {
+                dirty.insert((to + at) / PAGE);
+            }
+        }
     }
 
     fn clamp(&self, address: u64, length: usize) -> Option<usize> {
@@ -256,7 +263,12 @@ impl GuestMemory {
     /// # Errors
     ///
     /// EFAULT where a segment leaves the address space, and what the call answers.
-    pub fn with_readable<T>(&self, segments: &[Segment], most: u64, call: impl FnOnce(&[IoSlice<'_>]) -> Result<T, Errno>) -> Result<T, Errno> {
+    pub fn with_readable<T>(
+        &self,
+        segments: &[Segment],
+        most: u64,
+        call: impl FnOnce(&[IoSlice<'_>]) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         let mut slices = Vec::with_capacity(segments.len());
         for segment in limited(segments, most) {
             let pointer = self.host_address(segment.address, segment.length)?;
@@ -274,7 +286,12 @@ impl GuestMemory {
     /// # Errors
     ///
     /// EFAULT where a segment leaves the address space, and what the call answers.
-    pub fn with_writable(&self, segments: &[Segment], most: u64, call: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<usize, Errno>) -> Result<usize, Errno> {
+    pub fn with_writable(
+        &self,
+        segments: &[Segment],
+        most: u64,
+        call: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
         let mut slices = Vec::with_capacity(segments.len());
         for segment in limited(segments, most) {
             let pointer = self.host_address(segment.address, segment.length)?;

@@ -11,12 +11,19 @@
 
 mod access;
 mod address_space;
+mod clock_page;
 mod dirty;
 mod guest;
+mod image;
+mod mirror;
+mod pagemap;
+mod placement;
 mod vma;
 
 pub use access::install_fault_handler;
-pub use address_space::{AddressSpace, MapRequest, Placement};
+pub use address_space::{AddressSpace, BlockUse, Brk, MapRequest, Placement};
 pub use dirty::DirtySet;
 pub use guest::{GuestMemory, Segment};
+pub use image::{MemoryImage, Run};
+pub use pagemap::{PageState, Pagemap};
 pub use vma::{Backing, Protection, Vma, VmaTree};

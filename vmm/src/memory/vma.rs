@@ -68,6 +68,12 @@ impl Vma {
         !matches!(self.backing, Backing::File { shared: true, .. })
     }
 
+    /// Whether it counts towards the limit on writable private memory.
+    #[must_use]
+    pub fn commits(&self) -> bool {
+        self.is_private() && self.protection.contains(Protection::WRITE)
+    }
+
     fn slice(&self, start: u64, end: u64) -> Self {
         let mut piece = Self { start, end, ..self.clone() };
         if let Backing::File { offset, .. } = &mut piece.backing {
@@ -84,7 +90,11 @@ impl Vma {
             }
             _ => false,
         };
-        self.end == next.start && self.protection == next.protection && self.label == next.label && self.wipe_on_fork == next.wipe_on_fork && same_backing
+        self.end == next.start
+            && self.protection == next.protection
+            && self.label == next.label
+            && self.wipe_on_fork == next.wipe_on_fork
+            && same_backing
     }
 }
 
@@ -92,6 +102,8 @@ impl Vma {
 #[derive(Debug, Clone, Default)]
 pub struct VmaTree {
     by_start: BTreeMap<u64, Vma>,
+    /// Sum over the mappings that commit, kept in step by `put` and `take`.
+    committed: u64,
 }
 
 impl VmaTree {
@@ -122,7 +134,11 @@ impl VmaTree {
     #[must_use]
     pub fn overlapping(&self, start: u64, end: u64) -> Vec<Vma> {
         let first = self.find(start).map_or(start, |vma| vma.start);
-        self.by_start.range(first..end.max(first)).map(|(_, vma)| vma.slice(vma.start.max(start), vma.end.min(end))).filter(|vma| vma.start < vma.end).collect()
+        self.by_start
+            .range(first..end.max(first))
+            .map(|(_, vma)| vma.slice(vma.start.max(start), vma.end.min(end)))
+            .filter(|vma| vma.start < vma.end)
+            .collect()
     }
 
     /// Whether every byte of `[start, end)` is mapped.
@@ -138,17 +154,31 @@ impl VmaTree {
         true
     }
 
+    fn put(&mut self, vma: Vma) {
+        if vma.commits() {
+            self.committed += vma.length();
+        }
+        self.by_start.insert(vma.start, vma);
+    }
+
+    fn take(&mut self, start: u64) -> Option<Vma> {
+        let vma = self.by_start.remove(&start)?;
+        if vma.commits() {
+            self.committed -= vma.length();
+        }
+        Some(vma)
+    }
+
     /// Remove `[start, end)` and return the removed parts.
     pub fn remove(&mut self, start: u64, end: u64) -> Vec<Vma> {
         let removed = self.overlapping(start, end);
         for piece in &removed {
-            let Some(whole) = self.find(piece.start).cloned() else { continue };
-            self.by_start.remove(&whole.start);
+            let Some(whole) = self.find(piece.start).map(|vma| vma.start).and_then(|start| self.take(start)) else { continue };
             if whole.start < piece.start {
-                self.by_start.insert(whole.start, whole.slice(whole.start, piece.start));
+                self.put(whole.slice(whole.start, piece.start));
             }
             if piece.end < whole.end {
-                self.by_start.insert(piece.end, whole.slice(piece.end, whole.end));
+                self.put(whole.slice(piece.end, whole.end));
             }
         }
         removed
@@ -165,17 +195,17 @@ impl VmaTree {
             && before.continues(&vma)
         {
             let before = before.clone();
-            self.by_start.remove(&start);
+            self.take(start);
             vma = Vma { end: vma.end, ..before };
         }
         if let Some(after) = self.by_start.get(&vma.end)
             && vma.continues(after)
         {
             let end = after.end;
-            self.by_start.remove(&vma.end);
+            self.take(vma.end);
             vma.end = end;
         }
-        self.by_start.insert(vma.start, vma);
+        self.put(vma);
     }
 
     /// Free ranges inside `[low, high)`, in address order.
@@ -203,14 +233,14 @@ impl VmaTree {
 
     /// Total bytes of private mappings that are writable: what the guest may come to use.
     #[must_use]
-    pub fn writable_private_bytes(&self) -> u64 {
-        self.iter().filter(|vma| vma.is_private() && vma.protection.contains(Protection::WRITE)).map(Vma::length).sum()
+    pub const fn writable_private_bytes(&self) -> u64 {
+        self.committed
     }
 }
 
 /// Round up to a whole page; `None` past the end of the number range.
 #[must_use]
-pub fn page_up(length: u64) -> Option<u64> {
+pub(super) fn page_up(length: u64) -> Option<u64> {
     length.checked_next_multiple_of(PAGE)
 }
 

@@ -19,4 +19,3 @@ pub struct TimerFd;
 /// Placeholder until its owner merges.
 #[derive(Debug, Clone, Default)]
 pub struct SignalFd;
-

@@ -12,15 +12,15 @@ pub mod console;
 pub mod epoll;
 pub mod host;
 pub mod local;
-pub mod special;
 pub mod socket;
+pub mod special;
 pub mod stream;
 
 use bitflags::bitflags;
 
 use super::Errno;
-use super::fd_table::{Entry, Fd};
 use super::Kernel;
+use super::fd_table::{Entry, Fd};
 use crate::limits::FILES_MAX;
 use channel::{Channel, ChannelId};
 

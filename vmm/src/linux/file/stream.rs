@@ -7,4 +7,3 @@ pub struct Stream;
 /// Placeholder until its owner merges.
 #[derive(Debug, Clone, Default)]
 pub struct Listener;
-

@@ -1,0 +1,355 @@
+#![expect(unsafe_code, reason = "the read-only mapping of the frozen pages, and copies from it")]
+//! Frozen guest memory: the populated pages of a snapshot, densely in one sealed memfd, and where they belong.
+//!
+//! A fork maps the runs private and everything else fresh; a reset copies pages back from the read-only mapping here, or
+//! drops them. The memfd has no holes that anybody maps: reading a hole of shared memory would allocate a page for ever.
+//!
+//! UNSAFETY: the read-only mapping lives as long as the image; the memfd is sealed against writes and truncation, so its
+//! pages can neither change nor vanish. Copies go to the mirror through the recoverable routines.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::address_space::Brk;
+use super::pagemap::{PageState, Pagemap};
+use super::{AddressSpace, Backing, Protection, Vma, VmaTree, access};
+use crate::limits::PAGE;
+
+/// Unpopulated gaps below this are filled with zero pages, so that a fork needs few host mappings.
+const GAP: u64 = 64 << 10;
+
+/// Guest pages `[start, end)` whose content begins at `offset` in the memfd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// First guest address.
+    pub start: u64,
+    /// Guest address behind the last byte.
+    pub end: u64,
+    /// Where the content begins in the memfd.
+    pub offset: u64,
+}
+
+/// The frozen memory of one program.
+#[derive(Debug)]
+pub struct MemoryImage {
+    memfd: OwnedFd,
+    pristine: *const u8,
+    length: usize,
+    runs: Vec<Run>,
+    /// The mappings at the time of the snapshot.
+    pub(super) vmas: VmaTree,
+    /// The program break at the time of the snapshot.
+    pub(super) brk: Brk,
+    /// Where the clock page is mapped, if there is one.
+    pub(super) clock_page: Option<u64>,
+    /// Size of the address space.
+    pub(super) space_bytes: u64,
+    /// The limit on writable private memory.
+    pub(super) commit_limit: u64,
+}
+
+// SAFETY: the mapping is read-only and sealed; nothing in here has thread affinity or interior mutability.
+unsafe impl Send for MemoryImage {}
+// SAFETY: as above.
+unsafe impl Sync for MemoryImage {}
+
+impl Drop for MemoryImage {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: the mapping made in `freeze`; nobody can hold a pointer into it past this value.
+            let _ = unsafe { rustix::mm::munmap(self.pristine.cast_mut().cast(), self.length) };
+        }
+    }
+}
+
+impl MemoryImage {
+    /// Freeze the memory of a space that will not run again.
+    ///
+    /// # Errors
+    ///
+    /// What the host says: ENOMEM, EMFILE.
+    pub fn freeze(space: &AddressSpace) -> Result<Self, Errno> {
+        let memfd =
+            rustix::fs::memfd_create("kvmserver-snapshot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL)
+                .or_else(|_| rustix::fs::memfd_create("kvmserver-snapshot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING))?;
+        let pagemap = Pagemap::open()?;
+        let mut runs = Vec::new();
+        let mut length = 0;
+        for vma in space.vmas.iter().filter(|vma| vma.is_private() && !vma.wipe_on_fork) {
+            for (start, end) in populated(space, &pagemap, vma)? {
+                runs.push(Run { start, end, offset: length });
+                length += end - start;
+            }
+        }
+        rustix::fs::ftruncate(&memfd, length)?;
+        for run in &runs {
+            store(space, &memfd, run)?;
+        }
+        rustix::fs::fcntl_add_seals(&memfd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        let length = usize::try_from(length).map_err(|_| Errno::NOMEM)?;
+        let pristine = if length == 0 {
+            std::ptr::null()
+        } else {
+            // SAFETY: a new mapping at an address the kernel chooses, of a memfd of this length.
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &memfd, 0) }?
+                .cast::<u8>()
+                .cast_const()
+        };
+        Ok(Self {
+            memfd,
+            pristine,
+            length,
+            runs,
+            vmas: space.vmas.clone(),
+            brk: space.brk,
+            clock_page: space.clock_page_address(),
+            space_bytes: space.size(),
+            commit_limit: space.commit_limit(),
+        })
+    }
+
+    /// Bytes of frozen memory.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.length
+    }
+
+    /// All runs in address order.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The parts of `[start, end)` that the memfd holds, in order, cut to the range.
+    #[must_use]
+    pub fn runs_in(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        self.pieces(start, end).map(|run| (run.start, run.end)).collect()
+    }
+
+    fn pieces(&self, start: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
+        let first = self.runs.partition_point(|run| run.end <= start);
+        self.runs[first..].iter().take_while(move |run| run.start < end).map(move |run| {
+            let from = run.start.max(start);
+            Run { start: from, end: run.end.min(end), offset: run.offset + (from - run.start) }
+        })
+    }
+
+    /// The frozen content of the page at this address: a pointer to its 4,096 bytes, or `None` where the snapshot holds none.
+    fn page(&self, address: u64) -> Option<*const u8> {
+        let index = self.runs.partition_point(|run| run.end <= address);
+        let run = self.runs.get(index).filter(|run| run.start <= address)?;
+        Some(self.pristine.wrapping_add((run.offset + (address - run.start)) as usize))
+    }
+
+    /// Copy the frozen bytes at `[address, address + buffer.len())` of one page; zeros where the snapshot holds none.
+    pub(crate) fn read_page(&self, address: u64, buffer: &mut [u8; PAGE as usize]) {
+        match self.page(address) {
+            // SAFETY: `page` answers a pointer to a whole page of the sealed mapping.
+            Some(from) => unsafe { std::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), buffer.len()) },
+            None => buffer.fill(0),
+        }
+    }
+
+    /// Whether the snapshot holds this page.
+    #[must_use]
+    pub fn holds(&self, address: u64) -> bool {
+        self.page(address).is_some()
+    }
+
+    /// Blocks of memory the memfd has allocated, in 512-byte units: constant, or somebody wrote to the snapshot.
+    ///
+    /// # Errors
+    ///
+    /// What fstat says.
+    pub fn blocks(&self) -> Result<i64, Errno> {
+        rustix::fs::fstat(&self.memfd).map(|stat| stat.st_blocks)
+    }
+
+    /// Put the page at this address back as the snapshot has it; false where it could not be stored.
+    pub(super) fn restore_page(&self, space: &AddressSpace, address: u64) -> bool {
+        let Ok(to) = space.memory().host_address(address, PAGE) else { return false };
+        let page = PAGE as usize;
+        match self.page(address) {
+            // SAFETY: source is a whole page of the sealed mapping, target a page of the reservation; faults are recovered.
+            Some(from) => unsafe { access::copy(to, from, page) == page },
+            // SAFETY: the target is a page of the reservation; faults are recovered.
+            None => unsafe { access::zero(to, page) == page },
+        }
+    }
+}
+
+/// The page ranges of a mapping that have private content, with small gaps closed. A private file mapping with any
+/// written page goes in whole, so that the file may change afterwards.
+fn populated(space: &AddressSpace, pagemap: &Pagemap, vma: &Vma) -> Result<Vec<(u64, u64)>, Errno> {
+    let base = space.host_base();
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    for (start, end, state) in pagemap.scan(base + vma.start, base + vma.end)? {
+        if state != PageState::Private {
+            continue;
+        }
+        let (start, end) = (start - base, end - base);
+        match found.last_mut() {
+            Some(last) if start - last.1 < GAP => last.1 = end,
+            _ => found.push((start, end)),
+        }
+    }
+    if matches!(vma.backing, Backing::File { .. }) && !found.is_empty() {
+        return Ok(vec![(vma.start, vma.end)]);
+    }
+    Ok(found)
+}
+
+fn store(space: &AddressSpace, memfd: &OwnedFd, run: &Run) -> Result<(), Errno> {
+    let vma = space.vmas.find(run.start).ok_or(Errno::FAULT)?;
+    if !vma.protection.contains(Protection::READ) {
+        // The program took its own access away; the content still belongs to the snapshot.
+        space.mirror.protect(vma.start, vma.length(), Protection::READ)?;
+    }
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = run.start;
+    while at < run.end {
+        let piece = usize::try_from(run.end - at).unwrap_or(usize::MAX).min(buffer.len());
+        let read = space.memory().read_some(at, &mut buffer[..piece]);
+        if read == 0 {
+            // Behind the end of a mapped file there is nothing to read: zeros, which the memfd has there already.
+            at += PAGE;
+            continue;
+        }
+        let mut written = 0;
+        while written < read {
+            written += rustix::io::pwrite(memfd, &buffer[written..read], run.offset + (at - run.start) + written as u64)?;
+        }
+        at += read as u64;
+    }
+    Ok(())
+}
+
+impl AddressSpace {
+    /// A fork: the frozen mappings and content in a reservation of its own.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn fork_of(image: &std::sync::Arc<MemoryImage>) -> Result<Self, Errno> {
+        let mut space = Self::new(image.space_bytes, image.commit_limit)?;
+        space.vmas = image.vmas.clone();
+        space.brk = image.brk;
+        for vma in image.vmas.iter() {
+            space.map_frozen(image, vma)?;
+        }
+        space.adopt_kinds();
+        space.image = Some(std::sync::Arc::clone(image));
+        if let Some(address) = image.clock_page {
+            space.map_clock_page(address)?;
+        }
+        space.touched.clear();
+        Ok(space)
+    }
+
+    /// Make the host mappings of one frozen mapping, or of a part of one.
+    fn map_frozen(&mut self, image: &MemoryImage, vma: &Vma) -> Result<(), Errno> {
+        let mut at = vma.start;
+        if vma.is_private() {
+            for run in image.pieces(vma.start, vma.end) {
+                self.map_backing(vma, at, run.start)?;
+                self.mirror.map_file(run.start, run.end - run.start, vma.protection, image.memfd.as_fd(), run.offset, false)?;
+                at = run.end;
+            }
+        }
+        self.map_backing(vma, at, vma.end)?;
+        self.mark_stale(vma.start, vma.end);
+        Ok(())
+    }
+
+    fn map_backing(&self, vma: &Vma, start: u64, end: u64) -> Result<(), Errno> {
+        match &vma.backing {
+            _ if start >= end => Ok(()),
+            Backing::Anonymous => self.mirror.map_anonymous(start, end - start, vma.protection),
+            Backing::File { file, offset, shared, .. } => {
+                self.mirror.map_file(start, end - start, vma.protection, file.as_fd(), offset + (start - vma.start), *shared)
+            }
+        }
+    }
+
+    /// Undo the changes of mappings since the snapshot; returns the ranges that were made anew (their pages are pristine).
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM: the fork has to be thrown away.
+    pub fn restore_mappings(&mut self) -> Result<usize, Errno> {
+        let Some(image) = self.image.clone() else { return Ok(0) };
+        let touched = std::mem::take(&mut self.touched);
+        for &(start, end) in &touched {
+            self.vmas.remove(start, end);
+            let frozen = image.vmas.overlapping(start, end);
+            let mut at = start;
+            for vma in &frozen {
+                if at < vma.start {
+                    self.mirror.map_anonymous(at, vma.start - at, Protection::empty())?;
+                }
+                self.map_frozen(&image, vma)?;
+                self.vmas.insert(vma.clone());
+                at = vma.end;
+            }
+            if at < end {
+                self.mirror.map_anonymous(at, end - at, Protection::empty())?;
+            }
+            self.mark_stale(start, end);
+        }
+        if !touched.is_empty() {
+            let inside = |page: u64| touched.iter().any(|&(start, end)| (start..end).contains(&(page * PAGE)));
+            self.memory().dirty_mut().retain(|page| !inside(page));
+        }
+        self.brk = image.brk;
+        Ok(touched.len())
+    }
+
+    /// Put every written page back: those that `keep` names are copied and stay mapped and in the set, the others are dropped.
+    /// Returns how many were copied and how many dropped.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where a page could not be restored: the fork has to be thrown away.
+    pub fn restore_pages(&mut self, keep: impl Fn(u64) -> bool) -> Result<(usize, usize), Errno> {
+        let Some(image) = self.image.clone() else { return Ok((0, 0)) };
+        let (mut copied, mut dropped) = (0, Vec::new());
+        for &page in self.memory().dirty().pages() {
+            let page = u64::from(page);
+            if keep(page) && self.restorable(&image, page * PAGE) {
+                if !image.restore_page(self, page * PAGE) {
+                    return Err(Errno::FAULT);
+                }
+                copied += 1;
+            } else {
+                dropped.push(page);
+            }
+        }
+        dropped.sort_unstable();
+        for range in dropped.chunk_by(|a, b| a + 1 == *b) {
+            let (first, last) = (range[0], range[range.len() - 1]);
+            self.drop_pages(first * PAGE, (last + 1) * PAGE)?;
+        }
+        if !dropped.is_empty() {
+            let dropped = &dropped;
+            self.memory().dirty_mut().retain(|page| dropped.binary_search(&page).is_err());
+        }
+        Ok((copied, dropped.len()))
+    }
+
+    /// Whether a page's pristine content is known here: a page of a clean file mapping comes back from the file instead.
+    fn restorable(&self, image: &MemoryImage, address: u64) -> bool {
+        image.holds(address) || self.vmas.find(address).is_some_and(|vma| matches!(vma.backing, Backing::Anonymous))
+    }
+
+    fn drop_pages(&self, start: u64, end: u64) -> Result<(), Errno> {
+        for vma in self.vmas.overlapping(start, end) {
+            if vma.is_private() {
+                self.mirror.discard(vma.start, vma.length())?;
+            }
+        }
+        Ok(())
+    }
+}

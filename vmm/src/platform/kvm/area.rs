@@ -1,0 +1,246 @@
+#![expect(unsafe_code, reason = "the supervisor area is host memory shared with a guest's page walker")]
+//! The supervisor area: descriptor tables, entry code, exception handlers, page tables, as bytes.
+//!
+//! Guest page tables are static: 2 MiB entries with A and D preset, identity-mapped (guest-physical = guest-virtual).
+//! An **absent** entry may be filled by the host at any time; a present one is only changed by the routine at `EDITOR`
+//! that runs inside the guest (a host-side store to it stays invisible to a shadow MMU).
+//!
+//! UNSAFETY: the area is one anonymous mapping that this value owns; loads and stores are volatile, at checked offsets, and
+//! happen only while the vCPU does not run.
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::layout::{
+    AREA_DIRECTORY, AREA_TABLE, DIRECTORIES, EDITOR, ENTRY, GDT, HANDLER_BYTES, HANDLERS, IDT, KERNEL_CS, PDPT, PML4, PORT_EDITED,
+    PORT_EXCEPTION, PORT_SYSTEM_CALL, STACK_TOP, TSS, TSS_SELECTOR, VECTORS, area_address, area_bytes,
+};
+use super::probe::EntryKind;
+use crate::limits::{BLOCK, PAGE};
+use crate::memory::BlockUse;
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED_DIRTY: u64 = 3 << 5;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// The length of the `out` instruction in the entry.
+const OUT_BYTES: u64 = 2;
+/// Ports that the I/O permission bitmap speaks of; all others are denied by its length.
+const BITMAP_PORTS: usize = 128;
+/// Where in the entry's page the probe finds a `syscall` instruction.
+const PROBE_OFFSET: u64 = 16;
+/// The 64-bit TSS without its bitmap.
+const TSS_BYTES: usize = 104;
+
+/// One guest's supervisor area.
+#[derive(Debug)]
+pub(super) struct Area {
+    host: *mut u8,
+    bytes: u64,
+    address: u64,
+    space: u64,
+}
+
+// SAFETY: the mapping belongs to this value alone and has no thread affinity.
+unsafe impl Send for Area {}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, which nobody uses after this value.
+        let _ = unsafe { rustix::mm::munmap(self.host.cast(), self.bytes as usize) };
+    }
+}
+
+impl Area {
+    /// Build the area for an address space of `space` bytes.
+    pub(super) fn new(space: u64, kind: EntryKind) -> Result<Self, Errno> {
+        let bytes = area_bytes(space);
+        // SAFETY: a new mapping at an address the kernel chooses.
+        let host = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let area = Self { host: host.cast(), bytes, address: area_address(space), space };
+        area.fill_descriptors();
+        area.fill_code(kind);
+        area.fill_tables();
+        Ok(area)
+    }
+
+    pub(super) const fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn host_address(&self) -> u64 {
+        self.host as u64
+    }
+
+    /// Guest address of the system-call entry.
+    pub(super) const fn entry(&self) -> u64 {
+        self.address + ENTRY
+    }
+
+    /// Guest address behind the `out` of the entry, where its return instruction is.
+    pub(super) const fn entry_return(&self) -> u64 {
+        self.entry() + OUT_BYTES
+    }
+
+    /// Guest address of a `syscall` instruction in user mode, for the probe.
+    pub(super) const fn probe(&self) -> u64 {
+        self.entry() + PROBE_OFFSET
+    }
+
+    /// Guest address of the page-table routine.
+    pub(super) const fn editor(&self) -> u64 {
+        self.address + EDITOR
+    }
+
+    /// The exception vector whose handler holds this address.
+    pub(super) fn handler_vector(&self, rip: u64) -> Option<u8> {
+        let offset = rip.checked_sub(self.address + HANDLERS)?;
+        u8::try_from(offset / HANDLER_BYTES).ok().filter(|&vector| u64::from(vector) < VECTORS)
+    }
+
+    /// A supervisor stack pointer for the page-table routine.
+    pub(super) const fn stack_top(&self) -> u64 {
+        self.address + STACK_TOP - 16
+    }
+
+    fn store(&self, offset: u64, value: u64) {
+        assert!(offset.is_multiple_of(8) && offset < self.bytes, "offset {offset:#x} outside the supervisor area");
+        // SAFETY: the offset is inside the mapping and aligned; nothing else accesses it now.
+        unsafe { self.host.add(offset as usize).cast::<u64>().write_volatile(value) };
+    }
+
+    /// Read a word of the area, for exception frames; `None` outside it.
+    pub(super) fn load(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.address).filter(|offset| offset.is_multiple_of(8) && *offset < self.bytes)?;
+        // SAFETY: the offset is inside the mapping and aligned; nothing else accesses it now.
+        Some(unsafe { self.host.add(offset as usize).cast::<u64>().read_volatile() })
+    }
+
+    fn store_bytes(&self, offset: u64, bytes: &[u8]) {
+        for (index, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.store(offset + index as u64 * 8, u64::from_le_bytes(word));
+        }
+    }
+
+    fn fill_descriptors(&self) {
+        let segment = |access: u64, flags: u64| 0xffff | 0xf << 48 | access << 40 | flags << 52;
+        let (long, wide) = (0xa, 0xc);
+        // Index 4 (selector 0x23) would be 32-bit user code: absent. SYSRET needs user data and code behind it.
+        for (index, descriptor) in [(2, segment(0x9b, long)), (3, segment(0x93, wide)), (5, segment(0xf3, wide)), (6, segment(0xfb, long))]
+        {
+            self.store(GDT + index * 8, descriptor);
+        }
+        let base = self.address + TSS;
+        let limit = (TSS_BYTES + BITMAP_PORTS / 8) as u64;
+        let selector = u64::from(TSS_SELECTOR);
+        self.store(GDT + selector, limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56);
+        self.store(GDT + selector + 8, base >> 32);
+
+        let mut tss = vec![0_u8; TSS_BYTES];
+        tss[4..12].copy_from_slice(&(self.address + STACK_TOP - 16).to_le_bytes());
+        tss[102..104].copy_from_slice(&(TSS_BYTES as u16).to_le_bytes());
+        // A clear bit permits the port to user mode. Where the entry runs in supervisor mode the bit is not needed, but harmless:
+        // an `out` elsewhere is recognised by its address and is the guest's SIGSEGV.
+        let mut bitmap = vec![0xff_u8; BITMAP_PORTS / 8 + 1];
+        for port in PORT_SYSTEM_CALL..PORT_SYSTEM_CALL + 4 {
+            // `out %eax` moves four bytes: the four ports must be open, though only the first is ever named by our code.
+            bitmap[usize::from(port / 8)] &= !(1 << (port % 8));
+        }
+        tss.extend(bitmap);
+        self.store_bytes(TSS, &tss);
+
+        for vector in 0..VECTORS {
+            let handler = self.address + HANDLERS + vector * HANDLER_BYTES;
+            // `int3` and `into` may be used by programs (privilege level 3), all else only by the processor.
+            let access = if vector == 3 || vector == 4 { 0xee } else { 0x8e };
+            self.store(IDT + vector * 16, handler & 0xffff | u64::from(KERNEL_CS) << 16 | access << 40 | (handler >> 16 & 0xffff) << 48);
+            self.store(IDT + vector * 16 + 8, handler >> 32);
+        }
+    }
+
+    fn fill_code(&self, kind: EntryKind) {
+        let out = |port: u16| [0xe7, port as u8];
+        for vector in 0..VECTORS {
+            // out %eax, $port; hlt
+            let [a, b] = out(PORT_EXCEPTION);
+            self.store_bytes(HANDLERS + vector * HANDLER_BYTES, &[a, b, 0xf4]);
+        }
+        let [a, b] = out(PORT_SYSTEM_CALL);
+        match kind {
+            // out %eax, $port; jmp *%rcx
+            EntryKind::UserMode => self.store_bytes(ENTRY, &[a, b, 0xff, 0xe1]),
+            // out %eax, $port; sysretq
+            EntryKind::SupervisorMode => self.store_bytes(ENTRY, &[a, b, 0x48, 0x0f, 0x07]),
+        }
+        // A `syscall` instruction for the probe to start from.
+        self.store_bytes(ENTRY + PROBE_OFFSET, &[0x0f, 0x05]);
+        let [a, b] = out(PORT_EDITED);
+        // mov %rax, (%rdi); invlpg (%rsi); out %eax, $port; hlt
+        self.store_bytes(EDITOR, &[0x48, 0x89, 0x07, 0x0f, 0x01, 0x3e, a, b, 0xf4]);
+    }
+
+    fn fill_tables(&self) {
+        let table = PRESENT | WRITABLE | USER | ACCESSED_DIRTY & !(1 << 6);
+        self.store(PML4, (self.address + PDPT) | table);
+        for gib in 0..self.space.div_ceil(1 << 30) {
+            self.store(PDPT + gib * 8, (self.address + DIRECTORIES + gib * PAGE) | table);
+        }
+        self.store(PDPT + (self.address >> 30) * 8, (self.address + AREA_DIRECTORY) | table);
+        // The first block of the area page by page, so that user mode sees the entry and nothing else; the rest as a whole.
+        self.store(AREA_DIRECTORY, (self.address + AREA_TABLE) | table);
+        let supervisor = PRESENT | WRITABLE | ACCESSED_DIRTY;
+        for page in 0..BLOCK / PAGE {
+            let entry = match page * PAGE {
+                ENTRY => PRESENT | USER | ACCESSED_DIRTY,
+                HANDLERS | EDITOR => PRESENT | ACCESSED_DIRTY,
+                _ => supervisor | NO_EXECUTE,
+            };
+            self.store(AREA_TABLE + page * 8, (self.address + page * PAGE) | entry);
+        }
+        for block in 1..self.bytes / BLOCK {
+            self.store(AREA_DIRECTORY + block * 8, (self.address + block * BLOCK) | supervisor | LARGE | NO_EXECUTE);
+        }
+    }
+
+    /// Offset of the entry of a block of the address space.
+    pub(super) const fn entry_offset(block: u64) -> u64 {
+        DIRECTORIES + block * 8
+    }
+
+    /// The entry that lets user mode use a block as it needs.
+    pub(super) const fn entry_value(block: u64, usage: BlockUse) -> u64 {
+        let common = block * BLOCK | PRESENT | WRITABLE | USER | ACCESSED_DIRTY | LARGE;
+        match usage {
+            BlockUse::Unused => 0,
+            BlockUse::Data => common | NO_EXECUTE,
+            BlockUse::Code => common,
+        }
+    }
+
+    /// The entry of a block as it is.
+    pub(super) fn block_entry(&self, block: u64) -> u64 {
+        self.load(self.address + Self::entry_offset(block)).unwrap_or(0)
+    }
+
+    /// Fill an entry that is absent.
+    pub(super) fn fill_block(&self, block: u64, value: u64) {
+        assert_eq!(self.block_entry(block) & PRESENT, 0, "a present page-table entry is changed from inside the guest only");
+        self.store(Self::entry_offset(block), value);
+    }
+}

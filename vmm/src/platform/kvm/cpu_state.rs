@@ -1,0 +1,152 @@
+//! What a vCPU is made of besides its general registers: CPUID, control registers, segments, MSRs, extended state.
+//!
+//! References: AMD64 manual volume 2, chapters 4 (segments), 6 (SYSCALL), 11 (XSAVE); Documentation/virt/kvm/api.rst.
+
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_segment, kvm_sregs, kvm_xcrs, kvm_xsave};
+use kvm_ioctls::VcpuFd;
+use rustix::io::Errno;
+
+use super::area::Area;
+use super::layout::{GDT, IDT, KERNEL_CS, KERNEL_SS, PML4, TSS, TSS_SELECTOR, USER_CS, USER_SS, VECTORS};
+
+/// x87, SSE, AVX and AVX-512. Protection keys (bit 9) and AMX (17, 18) stay hidden: neither can be reset cheaply.
+const XCR0_OFFERED: u64 = 0xe7;
+/// PG, AM, WP, NE, ET, MP, PE.
+const CR0: u64 = 0x8005_0033;
+/// OSXSAVE, FSGSBASE, OSXMMEXCPT, OSFXSR, PAE. No SMEP and no SMAP: the entry is on a user page.
+const CR4: u64 = 0x0005_0620;
+/// NXE, LMA, LME, SCE.
+const EFER: u64 = 0xd01;
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+const MSR_SFMASK: u32 = 0xc000_0084;
+const MSR_TSC: u32 = 0x10;
+/// Flags cleared on entry: AC, NT, IOPL, DF, IF, TF (as Linux).
+const SFMASK: u64 = 0x4_7700;
+
+/// Flags of leaf 1 (ECX): MONITOR, x2APIC, TSC-deadline timer: supervisor business that a program might believe in.
+const LEAF1_ECX_HIDDEN: u32 = 1 << 3 | 1 << 21 | 1 << 24;
+/// Flags of leaf 7 (ECX): PKU, OSPKE, WAITPKG.
+const LEAF7_ECX_HIDDEN: u32 = 1 << 3 | 1 << 4 | 1 << 5;
+/// Flags of leaf 7 (EDX): AMX-BF16, AMX-TILE, AMX-INT8.
+const LEAF7_EDX_HIDDEN: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+
+/// CPUID as guests see it, and their XCR0.
+pub(super) fn offered(mut cpuid: CpuId) -> (CpuId, u64) {
+    let mut xcr0 = 3;
+    for entry in cpuid.as_mut_slice() {
+        match (entry.function, entry.index) {
+            (1, _) => {
+                entry.ecx &= !LEAF1_ECX_HIDDEN;
+                // One logical processor with APIC id 0.
+                entry.ebx = entry.ebx & 0xffff | 1 << 16;
+            }
+            (7, 0) => {
+                entry.ecx &= !LEAF7_ECX_HIDDEN;
+                entry.edx &= !LEAF7_EDX_HIDDEN;
+            }
+            (0xb | 0x1f, _) => entry.ebx &= 0xffff_0000,
+            (0xd, 0) => {
+                entry.eax &= XCR0_OFFERED as u32;
+                entry.edx = 0;
+                xcr0 = u64::from(entry.eax);
+            }
+            _ => {}
+        }
+    }
+    (cpuid, xcr0)
+}
+
+fn segment(selector: u16, type_: u8, dpl: u8, code: bool) -> kvm_segment {
+    kvm_segment {
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        dpl,
+        db: u8::from(!code),
+        s: 1,
+        l: u8::from(code),
+        g: 1,
+        ..kvm_segment::default()
+    }
+}
+
+/// User code and stack segments.
+pub(super) fn user_segments() -> (kvm_segment, kvm_segment) {
+    (segment(USER_CS, 11, 3, true), segment(USER_SS, 3, 3, false))
+}
+
+/// Supervisor code and stack segments.
+pub(super) fn supervisor_segments() -> (kvm_segment, kvm_segment) {
+    (segment(KERNEL_CS, 11, 0, true), segment(KERNEL_SS, 3, 0, false))
+}
+
+/// Long mode with the area's tables, in user mode.
+pub(super) fn special_registers(mut sregs: kvm_sregs, area: &Area) -> kvm_sregs {
+    let (code, stack) = user_segments();
+    sregs.cr0 = CR0;
+    sregs.cr3 = area.address() + PML4;
+    sregs.cr4 = CR4;
+    sregs.efer = EFER;
+    sregs.gdt.base = area.address() + GDT;
+    sregs.gdt.limit = TSS_SELECTOR + 15;
+    sregs.idt.base = area.address() + IDT;
+    sregs.idt.limit = (VECTORS * 16 - 1) as u16;
+    sregs.cs = code;
+    sregs.ss = stack;
+    // Data segments are null in 64-bit user mode under Linux, but usable with base 0.
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (stack, stack, stack, stack);
+    sregs.tr = kvm_segment {
+        base: area.address() + TSS,
+        limit: 104 + 16,
+        selector: TSS_SELECTOR,
+        type_: 11,
+        present: 1,
+        ..kvm_segment::default()
+    };
+    sregs
+}
+
+fn errno(error: kvm_ioctls::Error) -> Errno {
+    Errno::from_raw_os_error(error.errno())
+}
+
+/// Set up a fresh vCPU.
+pub(super) fn initialise(vcpu: &VcpuFd, cpuid: &CpuId, xcr0: u64, area: &Area, tsc: Option<u64>) -> Result<kvm_sregs, Errno> {
+    vcpu.set_cpuid2(cpuid).map_err(errno)?;
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
+    xcrs.xcrs[0].value = xcr0;
+    let sregs = special_registers(vcpu.get_sregs().map_err(errno)?, area);
+    vcpu.set_sregs(&sregs).map_err(errno)?;
+    vcpu.set_xcrs(&xcrs).map_err(errno)?;
+    let star = u64::from(KERNEL_CS) << 32 | 0x23 << 48;
+    let entry = |index, data| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+    let mut list = vec![entry(MSR_STAR, star), entry(MSR_LSTAR, area.entry()), entry(MSR_SFMASK, SFMASK)];
+    list.extend(tsc.map(|tsc| entry(MSR_TSC, tsc)));
+    let msrs = Msrs::from_entries(&list).map_err(|_| Errno::NOMEM)?;
+    if vcpu.set_msrs(&msrs).map_err(errno)? < 3 {
+        return Err(Errno::INVAL);
+    }
+    Ok(sregs)
+}
+
+/// Bytes of the XSAVE area in standard format for the features offered (AVX-512's last component ends at 2,688).
+pub(super) const XSAVE_BYTES: usize = 2688;
+
+/// The extended state, standard format.
+pub(super) fn get_extended(vcpu: &VcpuFd) -> Result<Vec<u8>, Errno> {
+    let area = vcpu.get_xsave().map_err(errno)?;
+    Ok(area.region.iter().flat_map(|word| word.to_ne_bytes()).take(XSAVE_BYTES).collect())
+}
+
+/// Replace the extended state.
+#[expect(unsafe_code, reason = "kvm-ioctls marks set_xsave unsafe because of dynamically enabled features, which we never enable")]
+pub(super) fn set_extended(vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), Errno> {
+    let mut area = kvm_xsave::default();
+    for (word, chunk) in area.region.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = u32::from_ne_bytes(chunk.try_into().unwrap_or_default());
+    }
+    // SAFETY: the struct is 4,096 bytes, and no feature that would need more is enabled.
+    unsafe { vcpu.set_xsave(&area) }.map_err(errno)
+}

@@ -1,0 +1,424 @@
+#![expect(unsafe_code, reason = "the register union in the shared kvm_run page")]
+//! One VM with its one vCPU: run until an exit, registers in and out through the shared page, page-table entries, dirty pages.
+//!
+//! Invariants: `state` is what user mode sees, whatever mode the vCPU stopped in: after a system call RIP is behind the
+//! `syscall`. An RIP at our `out` is never saved. `exit_reason` is looked at only when KVM_RUN returned 0, and cleared before.
+//! RIP is always set explicitly before a run that follows an I/O exit.
+//!
+//! UNSAFETY: the union of the kvm_run page holds `kvm_sync_regs` because the capability was checked at start; the page is
+//! mapped as long as the vCPU.
+
+use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_IO, kvm_enable_cap, kvm_regs, kvm_sregs};
+use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
+use rustix::io::Errno;
+
+use super::area::Area;
+use super::dirty_ring::{self, DirtyRing};
+use super::kick::Kicker;
+use super::layout::{PORT_EDITED, PORT_EXCEPTION, PORT_SYSTEM_CALL, SPACE_MAX};
+use super::memslots::Memslots;
+use super::probe::{CAP_DIRTY_LOG_RING, EntryKind};
+use super::{Host, OpenKvmError, cpu_state, fault};
+use crate::cpu::Registers;
+use crate::limits::{BLOCK, PAGE};
+use crate::memory::{AddressSpace, BlockUse};
+use crate::platform::{Exception, Exit};
+
+/// `KVM_RESET_DIRTY_RINGS`, `_IO(KVMIO, 0xc7)`.
+const KVM_RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
+/// Vectors that push an error code.
+const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
+
+/// What user mode sees of the processor, besides the extended state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UserState {
+    /// General registers.
+    pub registers: Registers,
+    /// Base of FS.
+    pub fs_base: u64,
+    /// Base of GS.
+    pub gs_base: u64,
+}
+
+/// In what mode the vCPU stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// In user mode: any state can be put in directly.
+    User,
+    /// In the system-call entry in supervisor mode: its return instruction can be used.
+    Entry,
+    /// In supervisor mode elsewhere: segments must be set.
+    Supervisor,
+}
+
+/// A VM with one vCPU.
+#[derive(Debug)]
+pub struct Vm {
+    vcpu: VcpuFd,
+    ring: Option<DirtyRing>,
+    vm: VmFd,
+    slots: Memslots,
+    area: Area,
+    kind: EntryKind,
+    sregs: kvm_sregs,
+    stopped: Stopped,
+    state: UserState,
+    /// The state as KVM has it, to know what to hand over.
+    loaded: UserState,
+    retried_at: Option<u64>,
+}
+
+impl Vm {
+    /// A VM for this address space; `log_dirty` for one that will be reset.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenKvmError`].
+    pub fn new(space: &AddressSpace, log_dirty: bool) -> Result<Self, OpenKvmError> {
+        let host = Host::get()?;
+        let system = |what| move |errno| OpenKvmError::Ioctl(what, errno);
+        if space.size() > SPACE_MAX {
+            return Err(OpenKvmError::Lacks("room for an address space of more than 480 GiB"));
+        }
+        let vm = host.kvm.create_vm().map_err(OpenKvmError::ioctl("create a VM"))?;
+        if log_dirty {
+            let enable = |cap| vm.enable_cap(&kvm_enable_cap { cap, args: [dirty_ring::BYTES, 0, 0, 0], ..kvm_enable_cap::default() });
+            enable(KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
+                .or_else(|_| enable(CAP_DIRTY_LOG_RING))
+                .map_err(OpenKvmError::ioctl("enable the dirty ring"))?;
+        }
+        let area = Area::new(space.size(), host.capabilities.entry).map_err(system("map the supervisor area"))?;
+        let slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), log_dirty).map_err(system("add a memslot"))?;
+        let mut vcpu = vm.create_vcpu(0).map_err(OpenKvmError::ioctl("create a vCPU"))?;
+        let sregs = cpu_state::initialise(&vcpu, &host.cpuid, host.xcr0, &area, Some(host_tsc())).map_err(system("set up a vCPU"))?;
+        let ring = if log_dirty { Some(DirtyRing::map(&vcpu).map_err(system("map the dirty ring"))?) } else { None };
+        vcpu.set_sync_valid_reg(SyncReg::Register);
+        vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
+        vcpu.sync_regs_mut().sregs = sregs;
+        let kind = host.capabilities.entry;
+        let (state, loaded) = (UserState::default(), UserState::default());
+        Ok(Self { vcpu, ring, vm, slots, area, kind, sregs, stopped: Stopped::User, state, loaded, retried_at: None })
+    }
+
+    /// A kicker for the calling thread, which is going to run this vCPU.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN where the user has too many timers.
+    pub fn kicker(&mut self) -> Result<Kicker, Errno> {
+        Kicker::attach(&raw mut self.vcpu.get_kvm_run().immediate_exit)
+    }
+
+    /// What user mode sees.
+    #[must_use]
+    pub const fn state(&self) -> &UserState {
+        &self.state
+    }
+
+    /// As [`Vm::state`], to change it before the next run.
+    pub const fn state_mut(&mut self) -> &mut UserState {
+        &mut self.state
+    }
+
+    /// The extended state of the running thread.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl says; never on a working KVM.
+    pub fn extended(&self) -> Result<Vec<u8>, Errno> {
+        cpu_state::get_extended(&self.vcpu)
+    }
+
+    /// Replace the extended state.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL where reserved bits are set.
+    pub fn set_extended(&mut self, area: &[u8]) -> Result<(), Errno> {
+        cpu_state::set_extended(&self.vcpu, area)
+    }
+
+    /// Clear a kick that has been seen. The caller looks at everything a kick may be about *after* this.
+    pub fn clear_kick(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(0);
+    }
+
+    /// Run guest code until an exit.
+    ///
+    /// # Errors
+    ///
+    /// What KVM_RUN says beyond EINTR, EAGAIN and EFAULT; never on a working KVM.
+    pub fn run(&mut self, space: &mut AddressSpace) -> Result<Exit, Errno> {
+        self.update_tables(space)?;
+        loop {
+            self.load();
+            let run = self.vcpu.get_kvm_run();
+            run.exit_reason = u32::MAX;
+            let outcome = self.vcpu.run().map(|_| ()).map_err(|error| Errno::from_raw_os_error(error.errno()));
+            if let Some(exit) = self.decode(space, outcome)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn sync(&mut self) -> (kvm_regs, kvm_sregs) {
+        let sync = self.vcpu.sync_regs_mut();
+        (sync.regs, sync.sregs)
+    }
+
+    /// Hand over the user's state, in the cheapest way that the mode allows.
+    fn load(&mut self) {
+        let UserState { mut registers, fs_base, gs_base } = self.state;
+        registers.rflags = Registers::user_rflags(registers.rflags);
+        let returns =
+            self.stopped == Stopped::Entry && registers.rcx == registers.rip && Registers::user_rflags(registers.r11) == registers.rflags;
+        let mut sregs_changed = fs_base != self.loaded.fs_base || gs_base != self.loaded.gs_base;
+        if returns {
+            registers.rip = self.area.entry_return();
+            // The entry runs with the flags that SFMASK left; sysretq takes the user's from R11.
+            registers.rflags = 2;
+        } else if self.stopped != Stopped::User {
+            (self.sregs.cs, self.sregs.ss) = cpu_state::user_segments();
+            sregs_changed = true;
+        }
+        if returns || self.stopped != Stopped::User || self.state.registers != self.loaded.registers {
+            self.vcpu.sync_regs_mut().regs = to_kvm(&registers);
+            self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+        }
+        if sregs_changed {
+            (self.sregs.fs.base, self.sregs.gs.base) = (fs_base, gs_base);
+            self.vcpu.sync_regs_mut().sregs = self.sregs;
+            self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+        }
+    }
+
+    /// What an exit means; `None` to run on.
+    fn decode(&mut self, space: &AddressSpace, outcome: Result<(), Errno>) -> Result<Option<Exit>, Errno> {
+        let (regs, sregs) = self.sync();
+        self.sregs = sregs;
+        let user_mode = sregs.cs.selector & 3 == 3;
+        self.state = UserState { registers: from_kvm(&regs), fs_base: sregs.fs.base, gs_base: sregs.gs.base };
+        self.stopped = if user_mode { Stopped::User } else { Stopped::Supervisor };
+        let exit = match outcome {
+            Ok(()) => self.decode_exit(regs.rip),
+            Err(Errno::INTR | Errno::AGAIN) => {
+                if self.area.handler_vector(regs.rip).is_some() {
+                    // Between the exception and its `out`: finish that first. The kick stays pending in the flag's owner.
+                    self.clear_kick();
+                    let state = self.continue_handler(space)?;
+                    self.retried_at = None;
+                    return Ok(Some(state));
+                }
+                self.normalise_entry();
+                Some(Exit::Kicked)
+            }
+            Err(Errno::FAULT) => self.decode_fault(space),
+            Err(errno) => return Err(errno),
+        };
+        if exit.is_some() {
+            self.loaded = self.state;
+            if !matches!(exit, Some(Exit::MemoryFault(_))) {
+                self.retried_at = None;
+            }
+        } else {
+            self.loaded = self.state;
+        }
+        Ok(exit)
+    }
+
+    /// An RIP in the entry is turned into one of the program's: before the `out` the call has not happened, behind it it has.
+    fn normalise_entry(&mut self) {
+        let registers = &mut self.state.registers;
+        if registers.rip == self.area.entry() {
+            registers.rip = registers.rcx.wrapping_sub(2);
+            registers.rflags = registers.r11;
+        } else if registers.rip == self.area.entry_return() {
+            registers.rip = registers.rcx;
+            registers.rflags = registers.r11;
+        }
+    }
+
+    fn continue_handler(&mut self, space: &AddressSpace) -> Result<Exit, Errno> {
+        for _ in 0..8 {
+            self.vcpu.get_kvm_run().exit_reason = u32::MAX;
+            match self.vcpu.run().map(|_| ()).map_err(|error| Errno::from_raw_os_error(error.errno())) {
+                Err(Errno::INTR | Errno::AGAIN) => self.clear_kick(),
+                outcome => {
+                    if let Some(exit) = self.decode(space, outcome)? {
+                        return Ok(exit);
+                    }
+                }
+            }
+        }
+        Ok(Exit::Forbidden("an exception handler that does not finish"))
+    }
+
+    fn decode_exit(&mut self, rip: u64) -> Option<Exit> {
+        let run = self.vcpu.get_kvm_run();
+        match run.exit_reason {
+            KVM_EXIT_IO => {
+                // SAFETY: exit_reason says that this member of the union is valid.
+                let io = unsafe { run.__bindgen_anon_1.io };
+                match io.port {
+                    PORT_SYSTEM_CALL if rip == self.area.entry() || rip == self.area.entry_return() => {
+                        if self.stopped == Stopped::Supervisor {
+                            self.stopped = Stopped::Entry;
+                        }
+                        let registers = &mut self.state.registers;
+                        registers.rip = registers.rcx;
+                        registers.rflags = registers.r11;
+                        Some(Exit::SystemCall)
+                    }
+                    PORT_EXCEPTION if self.area.handler_vector(rip).is_some() => Some(self.decode_exception(rip)),
+                    _ => Some(Exit::Forbidden("an I/O instruction")),
+                }
+            }
+            KVM_EXIT_DIRTY_RING_FULL => Some(Exit::Kicked),
+            _ => Some(Exit::Forbidden("an instruction that cannot be run in a virtual machine")),
+        }
+    }
+
+    fn decode_exception(&mut self, rip: u64) -> Exit {
+        let vector = self.area.handler_vector(rip).unwrap_or(6);
+        let mut at = self.state.registers.rsp;
+        let mut pop = || {
+            let word = self.area.load(at);
+            at = at.wrapping_add(8);
+            word.unwrap_or(0)
+        };
+        let error_code = if WITH_ERROR_CODE & 1 << vector != 0 { pop() } else { 0 };
+        let (user_rip, _cs, rflags, rsp) = (pop(), pop(), pop(), pop());
+        let registers = &mut self.state.registers;
+        (registers.rip, registers.rflags, registers.rsp) = (user_rip, rflags, rsp);
+        self.normalise_entry();
+        Exit::Exception(Exception { vector, error_code, address: self.sregs.cr2 })
+    }
+
+    fn decode_fault(&mut self, space: &AddressSpace) -> Option<Exit> {
+        self.normalise_entry();
+        let UserState { registers, fs_base, gs_base } = self.state;
+        let found = fault::find(space, &registers, fs_base, gs_base);
+        if found.is_none() && self.retried_at != Some(registers.rip) {
+            // Nothing wrong to be seen: mappings may have changed under KVM's feet. Once more.
+            self.retried_at = Some(registers.rip);
+            return None;
+        }
+        self.retried_at = None;
+        Some(Exit::MemoryFault(found))
+    }
+
+    /// Bring page tables and memslots up to date with the mappings.
+    fn update_tables(&mut self, space: &mut AddressSpace) -> Result<(), Errno> {
+        for (first, last) in space.take_stale_blocks() {
+            for block in first..last {
+                let usage = space.block_use(block);
+                let (wanted, current) = (Area::entry_value(block, usage), self.area.block_entry(block));
+                if usage == BlockUse::Unused || wanted == current {
+                    // An entry that is not needed any more may stay: the host mapping below refuses every access.
+                    continue;
+                }
+                self.slots.cover(&self.vm, space.host_base(), block * BLOCK, (block + 1) * BLOCK)?;
+                if current == 0 {
+                    self.area.fill_block(block, wanted);
+                } else {
+                    self.edit_entry(block, wanted)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Change a present entry from inside the guest.
+    fn edit_entry(&mut self, block: u64, value: u64) -> Result<(), Errno> {
+        let registers = Registers {
+            rax: value,
+            rdi: self.area.address() + Area::entry_offset(block),
+            rsi: block * BLOCK,
+            rip: self.area.editor(),
+            rsp: self.area.stack_top(),
+            rflags: 2,
+            ..Registers::default()
+        };
+        let mut sregs = self.sregs;
+        (sregs.cs, sregs.ss) = cpu_state::supervisor_segments();
+        loop {
+            self.vcpu.sync_regs_mut().regs = to_kvm(&registers);
+            self.vcpu.sync_regs_mut().sregs = sregs;
+            self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+            self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+            let run = self.vcpu.get_kvm_run();
+            let kicked = std::mem::take(&mut run.immediate_exit);
+            run.exit_reason = u32::MAX;
+            let outcome = self.vcpu.run().map(|_| ()).map_err(|error| Errno::from_raw_os_error(error.errno()));
+            let run = self.vcpu.get_kvm_run();
+            if kicked != 0 {
+                run.immediate_exit = 1;
+            }
+            match outcome {
+                Ok(()) if run.exit_reason == KVM_EXIT_IO => {
+                    // SAFETY: exit_reason says that this member of the union is valid.
+                    let port = unsafe { run.__bindgen_anon_1.io.port };
+                    if port == PORT_EDITED {
+                        break;
+                    }
+                    return Err(Errno::IO);
+                }
+                // The routine may be run again from its start: it stores the same value.
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                _ => return Err(Errno::IO),
+            }
+        }
+        let (_, sregs) = self.sync();
+        self.sregs = sregs;
+        self.stopped = Stopped::Supervisor;
+        Ok(())
+    }
+
+    /// Put the pages that the guest has written since the last harvest into the memory's dirty set.
+    pub fn harvest(&mut self, space: &AddressSpace) {
+        let Some(ring) = &mut self.ring else { return };
+        let (slots, mut dirty) = (&self.slots, space.memory().dirty_mut());
+        ring.harvest(|slot, offset| {
+            if slot != 0
+                && let Some(start) = slots.start(slot)
+            {
+                dirty.insert(start / PAGE + offset);
+            }
+        });
+    }
+
+    /// Whether the ring should be re-armed soon, because it is running full.
+    #[must_use]
+    pub fn ring_is_filling(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| ring.used() > dirty_ring::ENTRIES / 2)
+    }
+
+    /// Harvest, and let KVM report every page anew when it is written next. The pages stay in the dirty set.
+    pub fn rearm(&mut self, space: &AddressSpace) {
+        self.harvest(space);
+        if let Some(ring) = &mut self.ring {
+            ring.rearm();
+            use std::os::fd::AsRawFd;
+            // SAFETY: an ioctl without an argument on our VM.
+            unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
+        }
+    }
+}
+
+fn host_tsc() -> u64 {
+    // SAFETY: RDTSC has no preconditions in user mode.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+fn from_kvm(regs: &kvm_regs) -> Registers {
+    let kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags } = *regs;
+    Registers { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags }
+}
+
+fn to_kvm(registers: &Registers) -> kvm_regs {
+    let Registers { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags } = *registers;
+    kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! The platform alone: a few instructions in a guest without a kernel.
+
+use super::*;
+use crate::memory::{Backing, MapRequest, MemoryImage, Placement, Protection};
+use crate::platform::{FaultKind, MemoryFault};
+
+const RW: Protection = Protection::READ.union(Protection::WRITE);
+
+fn map(space: &mut AddressSpace, length: u64, protection: Protection) -> u64 {
+    let request = MapRequest { placement: Placement::Anywhere, length, protection, backing: Backing::Anonymous, label: "" };
+    space.map(request).unwrap()
+}
+
+/// A space with `code` in an executable page, and the address of the code.
+fn program(code: &[u8]) -> (AddressSpace, u64) {
+    let mut space = AddressSpace::new(4 << 30, 1 << 30).unwrap();
+    let address = map(&mut space, PAGE, RW);
+    space.memory().write_bytes(address, code).unwrap();
+    space.protect(address, PAGE, Protection::READ | Protection::EXEC).unwrap();
+    (space, address)
+}
+
+fn start(vm: &mut Vm, rip: u64, rdi: u64) {
+    vm.state_mut().registers = Registers { rip, rdi, rflags: 0x202, ..Registers::default() };
+}
+
+#[test]
+fn a_system_call_exits_with_its_registers_and_goes_on_behind_it() {
+    // mov $39, %eax; syscall; mov %rax, %rbx; syscall
+    let (mut space, code) = program(&[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x48, 0x89, 0xc3, 0x0f, 0x05]);
+    let mut vm = Vm::new(&space, false).unwrap();
+    start(&mut vm, code, 0);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    assert_eq!((vm.state().registers.rax, vm.state().registers.rip), (39, code + 7));
+    vm.state_mut().registers.rax = 4711;
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    assert_eq!((vm.state().registers.rbx, vm.state().registers.rip), (4711, code + 12));
+}
+
+#[test]
+fn faults_are_told_apart() {
+    // movb $5, (%rdi); syscall
+    let (mut space, code) = program(&[0xc6, 0x07, 5, 0x0f, 0x05]);
+    let data = map(&mut space, 2 * PAGE, RW);
+    let reserved = map(&mut space, 64 << 20, Protection::empty());
+    space.protect(data + PAGE, PAGE, Protection::READ).unwrap();
+    let mut vm = Vm::new(&space, false).unwrap();
+    for (address, kind) in [(data + PAGE, FaultKind::Protected), (data + 2 * PAGE, FaultKind::Unmapped)] {
+        start(&mut vm, code, address);
+        let fault = MemoryFault { address, write: true, fetch: false, kind };
+        assert_eq!(vm.run(&mut space).unwrap(), Exit::MemoryFault(Some(fault)));
+        assert_eq!(vm.state().registers.rip, code);
+    }
+    // An absent entry is a page fault inside the guest.
+    start(&mut vm, code, reserved);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::Exception(Exception { vector: 14, error_code: 6, address: reserved }));
+    assert_eq!(vm.state().registers.rip, code);
+    space.protect(reserved, PAGE, RW).unwrap();
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    // Data is not executable until it is made so.
+    space.memory().write_bytes(data, &[0x0f, 0x05]).unwrap();
+    start(&mut vm, data, 0);
+    assert!(matches!(vm.run(&mut space).unwrap(), Exit::Exception(Exception { vector: 14, .. })));
+    space.protect(data, PAGE, Protection::READ | Protection::EXEC).unwrap();
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    // Division by zero, an undefined instruction, a breakpoint, an I/O instruction, a supervisor instruction.
+    for (bytes, vector) in
+        [(&[0x31_u8, 0xc9, 0xf7, 0xf1] as &[u8], 0), (&[0x0f, 0x0b], 6), (&[0xcc], 3), (&[0xe6, 0x80], 13), (&[0xf4], 13)]
+    {
+        space.protect(data, PAGE, RW).unwrap();
+        space.memory().write_bytes(data, bytes).unwrap();
+        space.protect(data, PAGE, Protection::READ | Protection::EXEC).unwrap();
+        start(&mut vm, data, 0);
+        let exit = vm.run(&mut space).unwrap();
+        assert!(matches!(exit, Exit::Exception(Exception { vector: v, .. }) if v == vector), "{vector}: {exit:?}");
+    }
+}
+
+#[test]
+fn an_endless_loop_is_kicked_and_goes_on() {
+    // 1: inc %rbx; jmp 1b
+    let (mut space, code) = program(&[0x48, 0xff, 0xc3, 0xeb, 0xfb]);
+    let mut vm = Vm::new(&space, false).unwrap();
+    let kicker = vm.kicker().unwrap();
+    start(&mut vm, code, 0);
+    let mut last = 0;
+    for _ in 0..5 {
+        kicker.arm(crate::linux::clock::host_monotonic() + 3_000_000);
+        assert_eq!(vm.run(&mut space).unwrap(), Exit::Kicked);
+        vm.clear_kick();
+        assert!(vm.state().registers.rbx > last);
+        last = vm.state().registers.rbx;
+    }
+}
+
+#[test]
+fn a_fork_reports_the_pages_it_writes_and_keeps_the_snapshot_clean() {
+    // movb $5, (%rdi); syscall
+    let (mut space, code) = program(&[0xc6, 0x07, 5, 0x0f, 0x05]);
+    let data = map(&mut space, 64 * PAGE, RW);
+    space.memory().write_zeros(data, 64 * PAGE).unwrap();
+    space.memory().write_bytes(data, b"frozen").unwrap();
+    let image = std::sync::Arc::new(MemoryImage::freeze(&space).unwrap());
+    let mut fork = AddressSpace::fork_of(&image).unwrap();
+    let mut vm = Vm::new(&fork, true).unwrap();
+    for round in 0..100 {
+        for page in [0, 7, 63] {
+            start(&mut vm, code, data + page * PAGE);
+            assert_eq!(vm.run(&mut fork).unwrap(), Exit::SystemCall);
+        }
+        vm.harvest(&fork);
+        let dirty: Vec<u32> = fork.memory().dirty().pages().to_vec();
+        assert_eq!(
+            dirty.iter().map(|&page| u64::from(page) - data / PAGE).collect::<std::collections::BTreeSet<_>>(),
+            [0, 7, 63].into(),
+            "{round}"
+        );
+        fork.restore_pages(|page| page != data / PAGE + 63).unwrap();
+        assert_eq!(fork.memory().read_vec(data, 6).unwrap(), b"frozen");
+        assert_eq!(fork.memory().read_vec(data + 63 * PAGE, 1).unwrap(), [0]);
+        if round % 10 == 0 {
+            vm.rearm(&fork);
+        }
+    }
+}
+
+#[test]
+fn extended_state_is_kept_and_replaced() {
+    // vpcmpeqd %ymm3, %ymm3, %ymm3; syscall; vmovd %xmm3, %ebx; syscall
+    let (mut space, code) = program(&[0xc5, 0xe5, 0x76, 0xdb, 0x0f, 0x05, 0xc5, 0xf9, 0x7e, 0xdb, 0x0f, 0x05]);
+    let mut vm = Vm::new(&space, false).unwrap();
+    let fresh = vm.extended().unwrap();
+    start(&mut vm, code, 0);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    let written = vm.extended().unwrap();
+    assert_ne!(written, fresh);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    assert_eq!(vm.state().registers.rbx, 0xffff_ffff);
+    vm.set_extended(&fresh).unwrap();
+    start(&mut vm, code + 6, 0);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    assert_eq!(vm.state().registers.rbx, 0);
+}
