@@ -10,6 +10,8 @@ mod ld_cache;
 mod libraries;
 mod script;
 mod stack;
+mod tsc;
+pub mod vdso;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -30,6 +32,7 @@ pub use elf::ElfError;
 pub use error::{LoadError, Reason};
 pub use libraries::implicit_files;
 pub use stack::StackError;
+pub use tsc::TscClock;
 
 /// Parent process id that every program sees; nothing else in the VM has it.
 const PARENT: i32 = 1;
@@ -65,7 +68,7 @@ pub struct Loaded {
     pub name: [u8; 16],
     /// Address of the 16 bytes of AT_RANDOM: a fork gets fresh ones there.
     pub random_address: u64,
-    /// Address of the page that the vDSO reads the time from, if a vDSO is mapped.
+    /// Address of the page that the vDSO reads the time from; see [`vdso`] for who writes it.
     pub clock_page: Option<u64>,
 }
 
@@ -84,8 +87,10 @@ pub fn load(config: &SandboxConfig, files: &impl OpenProgram, space: &mut Addres
     let interpreted =
         interpreter.map(|interpreter| map_image(space, &interpreter, Role::Interpreter).map(|mapped| (interpreter, mapped))).transpose()?;
 
+    let vdso = vdso::map(space).map_err(|errno| LoadError::Map { path: "[vdso]".into(), errno })?;
+
     let entry = interpreted.as_ref().map_or((program.elf.entry, mapped.bias), |(interpreter, mapped)| (interpreter.elf.entry, mapped.bias));
-    let identity = identity(config, &program, auxv(&program, mapped, interpreted.as_ref().map(|(_, mapped)| mapped.bias)));
+    let identity = identity(config, &program, auxv(&program, mapped, interpreted.as_ref().map(|(_, mapped)| mapped.bias), vdso.image));
     let stack = place_stack(space, config, &program, &identity)?;
     Ok(Loaded {
         registers: Registers {
@@ -97,7 +102,7 @@ pub fn load(config: &SandboxConfig, files: &impl OpenProgram, space: &mut Addres
         name: thread_name(config.program.as_bytes()),
         identity: Identity { auxv: stack.auxv, ..identity },
         random_address: stack.random_address,
-        clock_page: None,
+        clock_page: Some(vdso.clock_page),
     })
 }
 
@@ -182,11 +187,12 @@ fn user_address(address: u64, program: &Image) -> Result<u64, LoadError> {
 }
 
 /// The auxiliary vector without what points into the stack.
-fn auxv(program: &Image, mapped: Mapped, interpreter_base: Option<u64>) -> Vec<(u64, u64)> {
+fn auxv(program: &Image, mapped: Mapped, interpreter_base: Option<u64>, vdso: u64) -> Vec<(u64, u64)> {
     let hardware = rustix::param::linux_hwcap().0 as u64;
     let user = rustix::process::geteuid().as_raw();
     let group = rustix::process::getegid().as_raw();
     vec![
+        (at::SYSINFO_EHDR, vdso),
         // The host's own values: the vCPU shows CPUID leaf 1 and a state area that are no larger than the host's.
         (at::MINSIGSTKSZ, rustix::param::linux_minsigstksz() as u64),
         (at::HWCAP, hardware),

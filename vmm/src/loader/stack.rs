@@ -32,6 +32,7 @@ pub(super) mod at {
     pub(in crate::loader) const RANDOM: u64 = 25;
     pub(in crate::loader) const HWCAP2: u64 = 26;
     pub(in crate::loader) const EXECFN: u64 = 31;
+    pub(in crate::loader) const SYSINFO_EHDR: u64 = 33;
     pub(in crate::loader) const MINSIGSTKSZ: u64 = 51;
 }
 

@@ -1,0 +1,55 @@
+//! Compiles the C that runs inside guests (guestlib/) with the system's compiler: `$CC`, or `cc`.
+//!
+//! Not with the `cc` crate: it makes static archives for linking into this library, and a guest gets a shared object.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Freestanding code for any x86-64 processor, without anything that would need a C library or a loader.
+const COMPILE: [&str; 9] = [
+    "-m64",
+    "-O2",
+    "-std=gnu11",
+    "-ffreestanding",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-stack-protector",
+    "-fcf-protection=none",
+    "-Wall",
+];
+const LINK: [&str; 10] = [
+    "-shared",
+    "-nostdlib",
+    "-Wl,-soname=linux-vdso.so.1",
+    "-Wl,--hash-style=both",
+    "-Wl,--build-id=none",
+    "-Wl,--eh-frame-hdr",
+    "-Wl,--no-undefined",
+    "-Wl,-z,noexecstack",
+    "-Wl,-z,max-page-size=4096",
+    "-Wl,-s",
+];
+
+fn main() {
+    let guestlib = Path::new(&variable("CARGO_MANIFEST_DIR")).join("../guestlib");
+    let output = PathBuf::from(variable("OUT_DIR")).join("vdso.so");
+    for file in ["vdso.c", "vdso.lds", "clock_page.h"] {
+        println!("cargo::rerun-if-changed={}", guestlib.join(file).display());
+    }
+    println!("cargo::rerun-if-env-changed=CC");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    // CC may carry options, as in make.
+    let mut words = compiler.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or("cc"));
+    command.args(words).args(COMPILE).args(LINK);
+    command.arg(format!("-Wl,-T,{}", guestlib.join("vdso.lds").display()));
+    command.arg("-o").arg(&output).arg(guestlib.join("vdso.c"));
+    let status = command.status();
+    let status =
+        status.unwrap_or_else(|error| panic!("cannot run the C compiler {compiler}: {error} (on Debian: apt install gcc libc6-dev)"));
+    assert!(status.success(), "{compiler} could not build guestlib/vdso.c: {status}");
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"))
+}

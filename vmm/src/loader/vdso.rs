@@ -1,0 +1,87 @@
+//! The vDSO of a guest: an ELF image made from guestlib/vdso.c, and the page below it from which the image computes the time.
+//!
+//! The page belongs to the guest like any other memory: it is mapped writable, so that the host can refresh it before every
+//! run with one [`crate::memory::GuestMemory::write`] and without a change of mappings, and a guest that scribbles over it only
+//! misleads itself. While its flags are 0 (a fresh page) every clock is a system call.
+//!
+//! **Who writes it**: the run loop, by [`super::TscClock::clock_page`], when a VM begins to run, after each reset, and at least
+//! once a second of running. It differs from the snapshot's copy at all times: a comparison of a VM with its snapshot leaves it
+//! out ([`ClockPage`] is the first 64 bytes; the rest stays zero).
+
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::limits::PAGE;
+use crate::memory::{AddressSpace, Backing, MapRequest, Placement, Protection};
+
+/// The image: one segment that begins at file offset 0 and virtual address 0, without relocations.
+pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vdso.so"));
+/// Flag: the guest's counter is the host's, and the fields are valid (`CLOCK_PAGE_TSC`).
+pub const CLOCK_PAGE_TSC: u32 = 1;
+
+/// What guestlib/clock_page.h calls `struct clock_page`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ClockPage {
+    /// Odd while the page is being changed.
+    pub sequence: u32,
+    /// [`CLOCK_PAGE_TSC`] or 0.
+    pub flags: u32,
+    /// The counter at the instant of the two times.
+    pub tsc_base: u64,
+    /// The guest's CLOCK_MONOTONIC then.
+    pub monotonic_ns: u64,
+    /// CLOCK_REALTIME then.
+    pub realtime_ns: u64,
+    /// Nanoseconds a tick, times two to the power of `shift`.
+    pub mult: u32,
+    /// At most 63.
+    pub shift: u32,
+    /// Zero.
+    pub reserved: [u64; 3],
+}
+
+const _: () = assert!(size_of::<ClockPage>() == 64);
+const _: () = assert!(std::mem::offset_of!(ClockPage, tsc_base) == 8);
+const _: () = assert!(std::mem::offset_of!(ClockPage, mult) == 32);
+
+impl ClockPage {
+    /// Replace the page at `address`, so that a thread of the guest that was stopped in the middle of reading starts over.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where the guest has unmapped or protected the page; it then does without.
+    pub fn store(&self, memory: &crate::memory::GuestMemory, address: u64) -> Result<(), Errno> {
+        let sequence = memory.read::<u32>(address)?;
+        // Even, and another number than before. No guest code runs meanwhile, so that an odd number in between would show nobody anything.
+        memory.write(address, &Self { sequence: (sequence | 1).wrapping_add(1), ..*self })
+    }
+}
+
+/// Where the two mappings are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mapped {
+    /// The ELF header, for AT_SYSINFO_EHDR.
+    pub(super) image: u64,
+    /// The page directly below.
+    pub(super) clock_page: u64,
+}
+
+/// Map the image and the page.
+pub(super) fn map(space: &mut AddressSpace) -> Result<Mapped, Errno> {
+    let image_bytes = (IMAGE.len() as u64).next_multiple_of(PAGE);
+    let all = Protection::READ | Protection::WRITE | Protection::EXEC;
+    let request = |placement, length, protection, label| MapRequest { placement, length, protection, backing: Backing::Anonymous, label };
+    // One executable piece first: the address space keeps such mappings in 2 MiB blocks of their own.
+    let clock_page = space.map(request(Placement::Anywhere, PAGE + image_bytes, all, "[vdso]"))?;
+    let image = clock_page + PAGE;
+    space.map(request(Placement::Fixed(clock_page), PAGE, Protection::READ | Protection::WRITE, "[vvar]"))?;
+    space.memory().write_bytes(image, IMAGE)?;
+    space.protect(image, image_bytes, Protection::READ | Protection::EXEC)?;
+    space.memory().write(clock_page, &ClockPage::default())?;
+    Ok(Mapped { image, clock_page })
+}
+
+#[cfg(test)]
+#[path = "vdso_tests.rs"]
+mod tests;
