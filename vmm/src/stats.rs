@@ -1,1 +1,81 @@
-//! (in work)
+//! Counters: of one run, and of a worker over all its runs.
+
+use serde::Serialize;
+
+/// What one run has cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct RunCounters {
+    /// VM exits.
+    pub exits: u64,
+    /// System calls.
+    pub system_calls: u64,
+    /// Processor exceptions and memory faults of the guest.
+    pub faults: u64,
+    /// Switches between guest threads.
+    pub switches: u64,
+    /// Pages found written at the reset.
+    pub dirty_pages: u64,
+    /// Pages copied back at the reset.
+    pub copied_pages: u64,
+    /// Pages dropped at the reset.
+    pub dropped_pages: u64,
+    /// Ranges mapped anew at the reset.
+    pub remapped_ranges: u64,
+    /// Nanoseconds the reset took.
+    pub reset_ns: u64,
+    /// Nanoseconds of the run, without the reset.
+    pub run_ns: u64,
+}
+
+impl RunCounters {
+    /// Add another run's.
+    pub const fn add(&mut self, other: &Self) {
+        self.exits += other.exits;
+        self.system_calls += other.system_calls;
+        self.faults += other.faults;
+        self.switches += other.switches;
+        self.dirty_pages += other.dirty_pages;
+        self.copied_pages += other.copied_pages;
+        self.dropped_pages += other.dropped_pages;
+        self.remapped_ranges += other.remapped_ranges;
+        self.reset_ns += other.reset_ns;
+        self.run_ns += other.run_ns;
+    }
+}
+
+/// What a worker has done: the JSON of its `stats` event.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ServeStats {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Requests given to a VM.
+    pub requests: u64,
+    /// Requests answered in full.
+    pub responses: u64,
+    /// Requests refused before they reached a VM (400, 408, 413, 431, 501, 505).
+    pub refused: u64,
+    /// Runs that ended in a crash, an exit, a limit: by `RunEnd` name.
+    pub failures: std::collections::BTreeMap<String, u64>,
+    /// Resets.
+    pub resets: u64,
+    /// VMs thrown away because a reset or its verification failed.
+    pub discarded: u64,
+    /// Sums over all runs.
+    pub totals: RunCounters,
+}
+
+impl ServeStats {
+    /// Add another VM's.
+    pub fn add(&mut self, other: &Self) {
+        self.connections += other.connections;
+        self.requests += other.requests;
+        self.responses += other.responses;
+        self.refused += other.refused;
+        self.resets += other.resets;
+        self.discarded += other.discarded;
+        for (end, count) in &other.failures {
+            *self.failures.entry(end.clone()).or_default() += count;
+        }
+        self.totals.add(&other.totals);
+    }
+}

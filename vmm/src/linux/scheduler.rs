@@ -1,1 +1,62 @@
 //! Which thread runs next, and what the kernel as a whole waits for.
+
+use super::file::{PollEvents, View};
+use super::thread::{State, Tid};
+use super::{Attempt, Kernel, MonotonicNs, WaitFor};
+
+impl Kernel {
+    /// Why a sleeping thread's handler should look again now; `None` to let it sleep on.
+    #[must_use]
+    pub fn wait_over(&self, tid: Tid, now: MonotonicNs) -> Option<Attempt> {
+        let thread = self.threads.peek(tid)?;
+        let State::Blocked(blocked) = &thread.state else { return None };
+        let happened = match &blocked.wait.on {
+            WaitFor::Nothing => false,
+            WaitFor::Futex => thread.futex_woken,
+            WaitFor::Signals(mask) => self.pending_for(tid) & mask != 0,
+            WaitFor::Files(files) => {
+                let view = View { now, pending_signals: self.pending_for(tid) };
+                let always = PollEvents::ERR | PollEvents::HUP | PollEvents::NVAL;
+                files.iter().any(|&(file, events)| self.files.readiness(file, &view).events.intersects(events | always))
+            }
+        };
+        if happened {
+            Some(Attempt::Woken)
+        } else if self.signal_pending(tid) {
+            Some(Attempt::Interrupted)
+        } else if blocked.wait.deadline.is_some_and(|deadline| deadline <= now) {
+            Some(Attempt::TimedOut)
+        } else {
+            None
+        }
+    }
+
+    /// Mark every sleeping thread whose wait may be over; returns whether any thread can run.
+    pub fn wake_sleepers(&mut self, now: MonotonicNs) -> bool {
+        let sleepers: Vec<Tid> = self.threads.iter().filter(|thread| matches!(&thread.state, State::Blocked(blocked) if !blocked.woken)).map(|thread| thread.tid).collect();
+        for tid in sleepers {
+            if self.wait_over(tid, now).is_some()
+                && let State::Blocked(blocked) = &mut self.threads.get_mut(tid).state
+            {
+                blocked.woken = true;
+            }
+        }
+        self.threads.next_runnable(self.threads.current).is_some()
+    }
+
+    /// The next moment at which something happens by itself: a sleeper's deadline or a timer.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<MonotonicNs> {
+        let sleepers = self.threads.iter().filter_map(|thread| match &thread.state {
+            State::Blocked(blocked) => blocked.wait.deadline,
+            State::Runnable => None,
+        });
+        sleepers.chain(self.next_timer()).min()
+    }
+
+    /// Whether another thread than this one can run.
+    #[must_use]
+    pub fn others_can_run(&self, tid: Tid) -> bool {
+        self.threads.next_runnable(tid).is_some_and(|next| next != tid)
+    }
+}

@@ -186,6 +186,11 @@ impl AddressSpace {
         }
     }
 
+    /// Have the page-table entry of this address looked at again.
+    pub fn refresh_block(&mut self, address: u64) {
+        self.mark_stale(address, address.saturating_add(1));
+    }
+
     /// Blocks (numbers of 2 MiB ranges, `[first, last)`) whose page-table entries must be looked at before the guest runs again.
     pub fn take_stale_blocks(&mut self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.stale_blocks)

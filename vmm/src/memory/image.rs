@@ -117,6 +117,18 @@ impl MemoryImage {
         self.length
     }
 
+    /// The mappings at the time of the snapshot.
+    #[must_use]
+    pub const fn vmas(&self) -> &VmaTree {
+        &self.vmas
+    }
+
+    /// The program break at the time of the snapshot.
+    #[must_use]
+    pub const fn brk(&self) -> Brk {
+        self.brk
+    }
+
     /// All runs in address order.
     #[must_use]
     pub fn runs(&self) -> &[Run] {

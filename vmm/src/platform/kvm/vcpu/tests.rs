@@ -41,7 +41,9 @@ fn a_system_call_exits_with_its_registers_and_goes_on_behind_it() {
 fn faults_are_told_apart() {
     // movb $5, (%rdi); syscall
     let (mut space, code) = program(&[0xc6, 0x07, 5, 0x0f, 0x05]);
-    let data = map(&mut space, 2 * PAGE, RW);
+    // In a block of its own: the code's block is executable as a whole.
+    let request = MapRequest { placement: Placement::Fixed(0x8000_0000), length: 2 * PAGE, protection: RW, backing: Backing::Anonymous, label: "" };
+    let data = space.map(request).unwrap();
     let reserved = map(&mut space, 64 << 20, Protection::empty());
     space.protect(data + PAGE, PAGE, Protection::READ).unwrap();
     let mut vm = Vm::new(&space, false).unwrap();
@@ -60,7 +62,8 @@ fn faults_are_told_apart() {
     // Data is not executable until it is made so.
     space.memory().write_bytes(data, &[0x0f, 0x05]).unwrap();
     start(&mut vm, data, 0);
-    assert!(matches!(vm.run(&mut space).unwrap(), Exit::Exception(Exception { vector: 14, .. })));
+    let exit = vm.run(&mut space).unwrap();
+    assert!(matches!(exit, Exit::Exception(Exception { vector: 14, .. })), "{exit:x?} {:x?}", vm.state());
     space.protect(data, PAGE, Protection::READ | Protection::EXEC).unwrap();
     assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
     // Division by zero, an undefined instruction, a breakpoint, an I/O instruction, a supervisor instruction.

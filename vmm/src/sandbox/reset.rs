@@ -1,0 +1,74 @@
+//! Reset: undo everything a run has done.
+//!
+//! | what | how | cost |
+//! | --- | --- | --- |
+//! | mappings, program break | the ranges that changed are mapped anew from the snapshot | host calls per changed range |
+//! | memory | hot pages copied back, others dropped | 0.1 us a hot page |
+//! | threads, registers, signals, timers, fds, epoll sets, futexes, names, limits, cwd, umask | the kernel's data is assigned from the snapshot | a few us |
+//! | extended state (x87, SSE, AVX, AVX-512) | one ioctl | 5 us on kvm_pvm |
+//! | FS, GS, segments | with the general registers at the next run | - |
+//! | clock | monotonic time resumes at the snapshot's instant | - |
+
+use rustix::io::Errno;
+
+use super::hot_pages::Plan;
+use super::verify::Skip;
+use super::{RunEnd, Sandbox};
+use crate::limits::PAGE;
+use crate::linux::clock::host_monotonic;
+
+impl Sandbox {
+    /// Return to the snapshot. `limit` is the number of written bytes above which memory is given back instead of copied.
+    ///
+    /// # Errors
+    ///
+    /// The sandbox is poisoned and has to be thrown away.
+    pub fn reset(&mut self, limit: u64) -> Result<(), Errno> {
+        self.reset_except(limit, Skip::Nothing)
+    }
+
+    /// [`Sandbox::reset`] that forgets one thing, to show that verification finds it.
+    pub(super) fn reset_except(&mut self, limit: u64, skip: Skip) -> Result<(), Errno> {
+        let Some(frozen) = self.frozen.clone() else { return Ok(()) };
+        let before = host_monotonic();
+        self.vm.harvest(&self.space);
+        self.counters.dirty_pages = self.space.memory().dirty().pages().len() as u64;
+        let keep = self.counters.dirty_pages.saturating_mul(PAGE) <= limit;
+        let plan = self.hot.observe(self.space.memory().dirty().pages(), keep);
+        if plan == Plan::Relearn || self.vm.ring_is_filling() {
+            self.vm.rearm(&self.space);
+        }
+        if skip != Skip::Mapping {
+            self.counters.remapped_ranges = self.space.restore_mappings()? as u64;
+        }
+        if skip == Skip::Page {
+            let first = self.space.memory().dirty().pages().first().copied();
+            self.space.memory().dirty_mut().retain(|page| Some(page) != first.map(u64::from));
+        }
+        let hot = &self.hot;
+        let (copied, dropped) = self.space.restore_pages(|page| keep && hot.is_hot(page))?;
+        (self.counters.copied_pages, self.counters.dropped_pages) = (copied as u64, dropped as u64);
+        let fds = self.kernel.process.fds.clone();
+        self.kernel.clone_from(&frozen.kernel);
+        if skip == Skip::Descriptor {
+            self.kernel.process.fds = fds;
+        }
+        if skip != Skip::Register {
+            self.vm.set_extended(&frozen.extended)?;
+        }
+        self.on_vcpu = frozen.on_vcpu;
+        self.retried_fault = None;
+        self.recorder.clear();
+        self.counters.reset_ns = host_monotonic().saturating_sub(before);
+        Ok(())
+    }
+
+    /// After [`Sandbox::reset`] (and its verification): ready for the next run.
+    ///
+    /// # Errors
+    ///
+    /// The sandbox is poisoned and has to be thrown away.
+    pub fn start_over(&mut self) -> Result<(), RunEnd> {
+        self.begin().map_err(|errno| self.broken("start a run", errno))
+    }
+}

@@ -1,0 +1,274 @@
+//! The run loop: pick a thread, deliver its signals, run it until an exit, answer the exit, again.
+
+use super::{RunEnd, Sandbox};
+use crate::cpu::ExtendedState;
+use crate::limits::{PAGE, SLICE_NS};
+use crate::linux::clock::host_monotonic;
+use crate::linux::dispatch::Applied;
+use crate::linux::file::stream_host::StreamHandle;
+use crate::linux::signal::Delivery;
+use crate::linux::thread::{State, Tid};
+use crate::linux::{Attempt, Kernel, trace};
+use crate::platform::Exit;
+use crate::platform::kvm::{Host, Kicker, Vm};
+
+/// How often a fork's memory is looked at while it computes without system calls, nanoseconds.
+const MEMORY_TICK_NS: u64 = 20_000_000;
+
+/// Why [`Sandbox::run`] returned.
+#[derive(Debug)]
+pub enum Pause {
+    /// All threads sleep, and nothing inside the VM can wake them now.
+    Idle,
+    /// The program has closed the stream that was watched.
+    StreamClosed,
+    /// The run is over.
+    Ended(RunEnd),
+}
+
+/// The extended state of the thread on the vCPU, as signal frames want it.
+struct OnVcpu<'a>(&'a mut Vm);
+
+impl ExtendedState for OnVcpu<'_> {
+    fn load(&mut self) -> Vec<u8> {
+        // An ioctl that only fails on a broken vCPU, which the next run reports.
+        self.0.extended().unwrap_or_default()
+    }
+
+    fn store(&mut self, area: &[u8]) {
+        let _ = self.0.set_extended(area);
+    }
+
+    fn features(&self) -> u64 {
+        Host::get().map_or(3, Host::xcr0)
+    }
+}
+
+impl Sandbox {
+    /// Run the program until all its threads sleep, it closes the watched stream, it ends, or `deadline` (a moment of the host's
+    /// CLOCK_MONOTONIC) has passed.
+    pub fn run(&mut self, kicker: &Kicker, deadline: u64, watched: Option<StreamHandle>) -> Pause {
+        loop {
+            if let Some(status) = self.kernel.process.exit_status {
+                return Pause::Ended(RunEnd::Exited { status: status & 0xff });
+            }
+            if watched.is_some_and(|stream| self.kernel.stream_status(stream).guest_closed) {
+                return Pause::StreamClosed;
+            }
+            let Some(tid) = self.pick() else { return Pause::Idle };
+            self.kernel.threads.current = tid;
+            if let Some(attempt) = self.due_attempt(tid) {
+                let applied = self.kernel.retry(&mut self.space, tid, attempt);
+                self.after_call(tid, applied, None);
+                continue;
+            }
+            if let Err(errno) = self.switch_to(tid) {
+                return Pause::Ended(self.broken("switch threads", errno));
+            }
+            if self.kernel.signal_pending(tid) {
+                match self.kernel.deliver_signals(&mut self.space, tid, &mut OnVcpu(&mut self.vm)) {
+                    Delivery::Killed { signal, .. } => return Pause::Ended(self.killed(tid, signal)),
+                    Delivery::None | Delivery::Handler => {}
+                }
+            }
+            if let Some(end) = self.enter(kicker, deadline, tid) {
+                return Pause::Ended(end);
+            }
+        }
+    }
+
+    /// The thread to run now: the current one while its slice lasts, else the next that can.
+    fn pick(&mut self) -> Option<Tid> {
+        let current = self.kernel.threads.current;
+        let can_run = |kernel: &Kernel| matches!(kernel.threads.peek(current).map(|thread| &thread.state), Some(State::Runnable));
+        let slice_over = self.kernel.threads.slice_end.is_some_and(|end| end <= self.kernel.clock.monotonic());
+        if slice_over {
+            self.kernel.threads.slice_end = None;
+        } else if can_run(&self.kernel) {
+            return Some(current);
+        }
+        if let Some(next) = self.kernel.threads.next_runnable(current) {
+            return Some(next);
+        }
+        let now = self.kernel.clock.monotonic();
+        self.kernel.fire_timers(now);
+        self.seen_changes = self.kernel.files.changes;
+        if self.kernel.wake_sleepers(now) { self.kernel.threads.next_runnable(current) } else { None }
+    }
+
+    /// For a thread that was woken inside a call: why.
+    fn due_attempt(&mut self, tid: Tid) -> Option<Attempt> {
+        let State::Blocked(blocked) = &mut self.kernel.threads.get_mut(tid).state else { return None };
+        blocked.woken = false;
+        // What woke it may be gone again; then the handler looks, and sleeps on.
+        Some(self.kernel.wait_over(tid, self.kernel.clock.monotonic()).unwrap_or(Attempt::Woken))
+    }
+
+    /// Put a thread on the vCPU: its general registers always, its extended state if another thread's is there.
+    fn switch_to(&mut self, tid: Tid) -> Result<(), rustix::io::Errno> {
+        if tid != self.on_vcpu {
+            self.counters.switches += 1;
+            if let Some(previous) = self.kernel.threads.find(self.on_vcpu) {
+                previous.cpu.extended = self.vm.extended()?;
+            }
+            let thread = self.kernel.threads.get_mut(tid);
+            let extended = std::mem::take(&mut thread.cpu.extended);
+            thread.extended_changed = false;
+            self.vm.set_extended(&extended)?;
+            self.on_vcpu = tid;
+        }
+        let thread = self.kernel.threads.get_mut(tid);
+        if std::mem::take(&mut thread.extended_changed) {
+            let extended = std::mem::take(&mut thread.cpu.extended);
+            self.vm.set_extended(&extended)?;
+        }
+        Ok(())
+    }
+
+    /// Run the thread on the vCPU until an exit, and answer it; the end of the run if that is one.
+    fn enter(&mut self, kicker: &Kicker, deadline: u64, tid: Tid) -> Option<RunEnd> {
+        let cpu = &self.kernel.threads.get_mut(tid).cpu;
+        let state = self.vm.state_mut();
+        (state.registers, state.fs_base, state.gs_base) = (cpu.registers, cpu.fs_base, cpu.gs_base);
+        self.arm(kicker, deadline, tid);
+        let before = host_monotonic();
+        let exit = match self.vm.run(&mut self.space) {
+            Ok(exit) => exit,
+            Err(errno) => return Some(self.broken("run the virtual machine", errno)),
+        };
+        self.counters.exits += 1;
+        let now = host_monotonic();
+        let state = *self.vm.state();
+        let thread = self.kernel.threads.get_mut(tid);
+        thread.cpu_time_ns += now.saturating_sub(before);
+        (thread.cpu.registers, thread.cpu.fs_base, thread.cpu.gs_base) = (state.registers, state.fs_base, state.gs_base);
+        match exit {
+            Exit::SystemCall => {
+                self.retried_fault = None;
+                self.system_call(tid);
+            }
+            Exit::Exception(exception) => self.exception(tid, exception),
+            Exit::MemoryFault(fault) => self.memory_fault(tid, fault),
+            Exit::Forbidden(_) => self.forbidden(tid),
+            Exit::Kicked => {
+                self.vm.clear_kick();
+                if now >= self.armed {
+                    self.armed = u64::MAX;
+                }
+                self.kernel.fire_timers(self.kernel.clock.monotonic());
+                self.kernel.wake_sleepers(self.kernel.clock.monotonic());
+                self.vm.harvest(&self.space);
+                if self.vm.ring_is_filling() {
+                    self.vm.rearm(&self.space);
+                }
+            }
+        }
+        if now >= deadline {
+            return Some(RunEnd::TimedOut { detail: self.describe(tid) });
+        }
+        self.over_memory()
+    }
+
+    fn over_memory(&self) -> Option<RunEnd> {
+        let pages = self.space.memory().dirty().pages().len() as u64;
+        (pages > self.dirty_pages_max).then(|| {
+            let mebibytes = |pages: u64| pages * PAGE >> 20;
+            RunEnd::OutOfMemory { detail: format!("{} MiB written, {} MiB allowed", mebibytes(pages), mebibytes(self.dirty_pages_max)) }
+        })
+    }
+
+    /// See to it that a kick comes at the next moment at which something has to be looked at.
+    fn arm(&mut self, kicker: &Kicker, deadline: u64, tid: Tid) {
+        let mut moment = deadline;
+        if let Some(next) = self.kernel.next_deadline() {
+            moment = moment.min(self.kernel.clock.to_host(next));
+        }
+        if self.kernel.threads.len() > 1 && self.kernel.others_can_run(tid) {
+            let now = self.kernel.clock.monotonic();
+            let end = *self.kernel.threads.slice_end.get_or_insert(now + SLICE_NS);
+            moment = moment.min(self.kernel.clock.to_host(end));
+        }
+        if self.dirty_pages_max != u64::MAX && self.armed == u64::MAX {
+            moment = moment.min(host_monotonic() + MEMORY_TICK_NS);
+        }
+        // An earlier kick than needed does no harm: what it should look at is looked at, and the next one is armed.
+        if moment < self.armed {
+            kicker.arm(moment);
+            self.armed = moment;
+        }
+    }
+
+    fn system_call(&mut self, tid: Tid) {
+        self.counters.system_calls += 1;
+        let registers = self.kernel.threads.get_mut(tid).cpu.registers;
+        let number = registers.rax as u32 as usize;
+        let args = [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
+        let threads = self.kernel.threads.len();
+        let applied = self.kernel.system_call(&mut self.space, tid);
+        if self.kernel.threads.len() > threads {
+            self.inherit_extended();
+        }
+        self.after_call(tid, applied, Some((number, args)));
+    }
+
+    /// A new thread starts with its parent's extended state, which is on the vCPU at this moment.
+    fn inherit_extended(&mut self) {
+        for thread in self.kernel.threads.iter_mut() {
+            if thread.inherit_extended_from.take().is_some() {
+                thread.cpu.extended = self.vm.extended().unwrap_or_default();
+            }
+        }
+    }
+
+    fn after_call(&mut self, tid: Tid, applied: Applied, call: Option<(usize, [u64; 6])>) {
+        if let Some((number, args)) = call {
+            let result = match applied {
+                Applied::Done => self.kernel.threads.peek(tid).map(|thread| Kernel::result_of(thread.cpu.registers.rax)),
+                _ => None,
+            };
+            self.recorder.push(number, args, result);
+            if self.trace {
+                eprint_line(&trace::line(number, &args, self.space.memory(), result, tid));
+            }
+        } else if self.trace
+            && applied == Applied::Done
+            && let Some(thread) = self.kernel.threads.peek(tid)
+        {
+            let result = Kernel::result_of(thread.cpu.registers.rax);
+            eprint_line(&trace::resumed(thread.cpu.registers.rip, result, tid));
+        }
+        if self.kernel.files.changes != self.seen_changes && self.kernel.threads.len() > 1 {
+            self.seen_changes = self.kernel.files.changes;
+            self.kernel.wake_sleepers(self.kernel.clock.monotonic());
+        }
+    }
+
+    pub(super) fn broken(&self, what: &str, errno: rustix::io::Errno) -> RunEnd {
+        RunEnd::Broken { detail: format!("cannot {what}: {errno}") }
+    }
+
+    fn killed(&mut self, tid: Tid, signal: i32) -> RunEnd {
+        RunEnd::Killed { signal, detail: self.describe(tid) }
+    }
+
+    /// Where a thread is and what the program did last, in one line.
+    pub(super) fn describe(&mut self, tid: Tid) -> String {
+        let Some(thread) = self.kernel.threads.peek(tid) else { return "the thread has ended".into() };
+        let rip = thread.cpu.registers.rip;
+        let place = crate::loader::symbols::place(&self.space, rip);
+        let doing = match &thread.state {
+            State::Blocked(blocked) => format!("thread {tid} sleeps in {}", crate::linux::table::name(blocked.number)),
+            State::Runnable => format!("thread {tid} at {rip:#x} ({place})"),
+        };
+        let calls = self.recorder.lines().join("; ");
+        if calls.is_empty() { doing } else { format!("{doing}; last system calls: {calls}") }
+    }
+}
+
+/// A trace line: written straight to standard error, which the program may share.
+fn eprint_line(line: &str) {
+    let mut bytes = Vec::with_capacity(line.len() + 1);
+    bytes.extend_from_slice(line.as_bytes());
+    bytes.push(b'\n');
+    let _ = rustix::io::write(rustix::stdio::stderr(), &bytes);
+}

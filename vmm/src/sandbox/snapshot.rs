@@ -1,0 +1,151 @@
+//! Freezing a master, and forking request VMs from it.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::{HotPages, Sandbox};
+use crate::limits::PAGE;
+use crate::linux::thread::{State, Tid};
+use crate::linux::{Kernel, MonotonicNs};
+use crate::memory::{AddressSpace, MemoryImage};
+use crate::platform::kvm::{OpenKvmError, Vm};
+use crate::stats::RunCounters;
+
+/// Why a snapshot could not be made or forked.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The memory could not be frozen or mapped.
+    #[error("cannot map the snapshot: {0}")]
+    Memory(#[from] Errno),
+    /// KVM refused a VM.
+    #[error(transparent)]
+    Kvm(#[from] OpenKvmError),
+    /// A thread could still run.
+    #[error("the program is not at rest")]
+    NotAtRest,
+}
+
+/// Everything that a reset returns to.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    pub(super) memory: Arc<MemoryImage>,
+    pub(super) kernel: Kernel,
+    /// The thread that was on the vCPU last, and its extended state.
+    pub(super) on_vcpu: Tid,
+    pub(super) extended: Vec<u8>,
+    /// The guest's CLOCK_MONOTONIC at the freeze.
+    pub(super) instant: MonotonicNs,
+    /// Address of the AT_RANDOM bytes.
+    pub(super) random_address: u64,
+    /// Blocks of the memfd, to see that nobody wrote to it.
+    pub(super) memfd_blocks: i64,
+}
+
+/// A frozen program: immutable, shared by its forks, inherited by forked processes.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    frozen: Arc<Frozen>,
+}
+
+/// What a fork is for.
+#[derive(Debug, Clone, Copy)]
+pub struct ForkOptions {
+    /// Whether it will be reset: only then KVM logs its dirty pages.
+    pub ephemeral: bool,
+    /// Most bytes one run may write.
+    pub max_request_memory: u64,
+    /// Most pages that stay mapped at a reset.
+    pub hot_pages: usize,
+}
+
+impl Snapshot {
+    /// Bytes of frozen memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.frozen.memory.bytes()
+    }
+
+    /// The kernel as it was frozen.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.frozen.kernel
+    }
+
+    /// A request VM.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`].
+    pub fn fork(&self, options: &ForkOptions) -> Result<Sandbox, SnapshotError> {
+        let frozen = &self.frozen;
+        let space = AddressSpace::fork_of(&frozen.memory)?;
+        let mut vm = Vm::new(&space, options.ephemeral)?;
+        vm.set_extended(&frozen.extended)?;
+        let mut random = [0; 16];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let mut sandbox = Sandbox {
+            vm,
+            space,
+            kernel: frozen.kernel.clone(),
+            on_vcpu: frozen.on_vcpu,
+            recorder: crate::linux::trace::Recorder::default(),
+            trace: false,
+            counters: RunCounters::default(),
+            dirty_pages_max: if options.ephemeral { options.max_request_memory / PAGE } else { u64::MAX },
+            frozen: Some(Arc::clone(frozen)),
+            hot: HotPages::new(options.hot_pages),
+            random: (frozen.random_address, random),
+            retried_fault: None,
+            seen_changes: 0,
+            armed: u64::MAX,
+        };
+        sandbox.begin()?;
+        Ok(sandbox)
+    }
+}
+
+impl Sandbox {
+    /// Freeze this sandbox; it must not run again.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`].
+    pub fn freeze(mut self) -> Result<Snapshot, SnapshotError> {
+        if self.kernel.threads.iter().any(|thread| thread.state == State::Runnable) {
+            return Err(SnapshotError::NotAtRest);
+        }
+        let instant = self.kernel.clock.monotonic();
+        let extended = self.vm.extended()?;
+        self.kernel.files.after_fork();
+        let memory = Arc::new(MemoryImage::freeze(&self.space)?);
+        let memfd_blocks = memory.blocks()?;
+        let frozen = Frozen {
+            memory,
+            kernel: self.kernel,
+            on_vcpu: self.on_vcpu,
+            extended,
+            instant,
+            random_address: self.random.0,
+            memfd_blocks,
+        };
+        Ok(Snapshot { frozen: Arc::new(frozen) })
+    }
+
+    /// What a run needs that is not part of the snapshot: its own time and its own randomness.
+    pub(super) fn begin(&mut self) -> Result<(), Errno> {
+        let Some(frozen) = &self.frozen else { return Ok(()) };
+        self.kernel.clock.resume_at(frozen.instant);
+        let (address, bytes) = self.random;
+        if address != 0 {
+            self.space.memory().write_bytes(address, &bytes)?;
+        }
+        self.update_clock_page();
+        Ok(())
+    }
+
+    /// Tell the vDSO how to make the guest's clocks of the processor's counter.
+    pub(super) fn update_clock_page(&self) {
+        crate::loader::vdso::write(&self.space, &self.kernel.clock);
+    }
+}

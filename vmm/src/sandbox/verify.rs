@@ -1,0 +1,125 @@
+//! `--verify-reset`: compare the whole VM with the snapshot.
+//!
+//! Everything is: every page of the address space (each private page must be in the dirty set *and* equal), the list of
+//! mappings and the program break, the kernel's data (threads with their registers, signals, timers, descriptors, files,
+//! epoll sets, futexes, working directory, limits, names), the extended state, and the snapshot's own memfd.
+
+use std::fmt;
+
+use rustix::io::Errno;
+
+use super::Sandbox;
+use crate::limits::PAGE;
+use crate::memory::{PageState, Pagemap, Vma};
+
+/// What a reset may be made to forget, to test that [`Sandbox::verify`] finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// A real reset.
+    Nothing,
+    /// One written page.
+    Page,
+    /// The extended state.
+    Register,
+    /// The descriptor table.
+    Descriptor,
+    /// The mappings.
+    Mapping,
+}
+
+/// A difference to the snapshot: a bug of the highest severity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// What differs, and where.
+    pub what: String,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "after a reset {} differs from the snapshot", self.what)
+    }
+}
+
+fn mismatch(what: impl Into<String>) -> Mismatch {
+    Mismatch { what: what.into() }
+}
+
+impl From<Errno> for Mismatch {
+    fn from(errno: Errno) -> Self {
+        mismatch(format!("something that could not be read ({errno})"))
+    }
+}
+
+impl Sandbox {
+    /// Compare with the snapshot. To be called between [`Sandbox::reset`] and [`Sandbox::start_over`].
+    ///
+    /// # Errors
+    ///
+    /// The first difference.
+    pub fn verify(&self) -> Result<(), Mismatch> {
+        let Some(frozen) = &self.frozen else { return Ok(()) };
+        if frozen.memory.blocks()? != frozen.memfd_blocks {
+            return Err(mismatch("the snapshot's own memory"));
+        }
+        self.verify_mappings()?;
+        self.verify_pages()?;
+        if self.vm.extended()? != frozen.extended {
+            return Err(mismatch("the extended state (x87, SSE, AVX)"));
+        }
+        let (ours, theirs) = (format!("{:#?}", self.kernel), format!("{:#?}", frozen.kernel));
+        match ours.lines().zip(theirs.lines()).find(|(a, b)| a != b) {
+            Some((a, b)) => Err(mismatch(format!("the kernel's state ({} instead of {})", a.trim(), b.trim()))),
+            None if ours.len() != theirs.len() => Err(mismatch("the kernel's state (its size)")),
+            None => Ok(()),
+        }
+    }
+
+    fn verify_mappings(&self) -> Result<(), Mismatch> {
+        let Some(image) = self.space.image() else { return Ok(()) };
+        let describe = |vma: &Vma| format!("{:x}-{:x} {:?} {:?} {}", vma.start, vma.end, vma.protection, vma.is_private(), vma.label);
+        let ours: Vec<String> = self.space.vmas().iter().map(describe).collect();
+        let theirs: Vec<String> = image.vmas().iter().map(describe).collect();
+        if let Some((a, b)) = ours.iter().zip(&theirs).find(|(a, b)| a != b) {
+            return Err(mismatch(format!("the mapping {a} (it was {b})")));
+        }
+        if ours.len() != theirs.len() || self.space.brk() != image.brk() {
+            return Err(mismatch("the list of mappings"));
+        }
+        Ok(())
+    }
+
+    fn verify_pages(&self) -> Result<(), Mismatch> {
+        let Some(image) = self.space.image() else { return Ok(()) };
+        let (pagemap, base) = (Pagemap::open()?, self.space.host_base());
+        let (mut now, mut then) = ([0; PAGE as usize], [0; PAGE as usize]);
+        for vma in self.space.vmas().iter().filter(|vma| vma.is_private()) {
+            for (start, end, state) in pagemap.scan(base + vma.start, base + vma.end)? {
+                if state != PageState::Private {
+                    continue;
+                }
+                for address in (start - base..end - base).step_by(PAGE as usize) {
+                    if !self.space.memory().dirty().contains(address / PAGE) {
+                        return Err(mismatch(format!("page {address:#x} of {} (written, but in no dirty set)", name_of(vma))));
+                    }
+                    if vma.protection.is_empty() {
+                        continue;
+                    }
+                    self.space.memory().read_bytes(address, &mut now)?;
+                    image.read_page(address, &mut then);
+                    if let Some(at) = now.iter().zip(&then).position(|(a, b)| a != b) {
+                        return Err(mismatch(format!("byte {:#x} of {}", address + at as u64, name_of(vma))));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name_of(vma: &Vma) -> String {
+    match &vma.backing {
+        crate::memory::Backing::File { name, .. } => name.to_string(),
+        crate::memory::Backing::Anonymous if vma.label.is_empty() => "anonymous memory".into(),
+        crate::memory::Backing::Anonymous => vma.label.into(),
+    }
+}
