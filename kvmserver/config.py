@@ -252,6 +252,8 @@ def _conflicts(options: Options, origins: Mapping[str, str]) -> list[str]:
         if getattr(options, name.replace("-", "_")):
             where = f"({origins['allow-all']}) and --{name} ({origins[name]})"
             problems.append(f"--allow-all {where} exclude each other")
-    if options.max_main_memory > options.max_address_space:
+    # One of them alone may well contradict the default of the other, which then simply is not reached.
+    both = {origins["max-main-memory"], origins["max-address-space"]}
+    if DEFAULT not in both and options.max_main_memory > options.max_address_space:
         problems.append("--max-main-memory is larger than --max-address-space")
     return problems

@@ -67,9 +67,9 @@ def _number(parse: Callable[[str], int], value: object) -> int:
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise ValueError(f"{text!r} is not a whole number")
-    return int(text[:19])
+    return int(text)
 
 
 def _bounded(parse: Callable[[str], int], show: Callable[[int], str], low: int, high: int) -> BeforeValidator:

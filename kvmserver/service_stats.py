@@ -1,7 +1,7 @@
 """The statistics line that SIGUSR1 asks for: the counters of all workers added up."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvmserver import machine
@@ -43,7 +43,7 @@ class Statistics:
         self._answers = self._timer = None
 
 
-def total(answers: list[Mapping[str, Any]]) -> dict[str, int | float]:
+def total(answers: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
     """Counters added up; of values whose name says maximum, the largest."""
     result: dict[str, int | float] = {}
     for stats in answers:
@@ -55,7 +55,7 @@ def total(answers: list[Mapping[str, Any]]) -> dict[str, int | float]:
     return result
 
 
-def line(answers: list[Mapping[str, Any]]) -> str:
+def line(answers: Sequence[Mapping[str, Any]]) -> str:
     """``statistics workers=2 rss_bytes=... NAME=VALUE ...``."""
     numbers = {"workers": len(answers), "rss_bytes": machine.resident_bytes(), **total(answers)}
     return "statistics " + " ".join(f"{name}={value}" for name, value in numbers.items())

@@ -4,13 +4,13 @@ Only tests do that (see conftest.py). What the "program" does is chosen by its n
 Python, and "workers" are real processes, so that supervision, warm-up and draining can be tested without KVM.
 """
 
+import importlib
 import sys
 import types
 
 
 def _install() -> None:
-    import pretended
-
+    pretended = importlib.import_module("pretended")
     module = types.ModuleType("kvmserver._vmm")
     module.__dict__.update({name: getattr(pretended, name) for name in pretended.__all__})
     sys.modules["kvmserver._vmm"] = module

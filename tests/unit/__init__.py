@@ -1,0 +1,1 @@
+"""One file of tests for each Python module, under the same name. Nothing here needs KVM's cooperation."""

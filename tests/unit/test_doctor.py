@@ -1,0 +1,69 @@
+"""Doctor: every check says ok, or why not and what to do."""
+
+import json
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from kvmserver import doctor
+from kvmserver.doctor import Result
+
+
+@pytest.mark.parametrize("check", doctor.CHECKS, ids=lambda check: check.__name__)
+def test_every_check_is_ok_or_says_what_to_do(check: Callable[[], Result]) -> None:
+    result = check()
+    assert result.name
+    assert result.detail
+    assert result.ok or result.advice
+
+
+def test_a_check_that_fails_in_itself_is_reported() -> None:
+    def check_something() -> Result:
+        raise OSError("boom")
+
+    (result,) = doctor.examine((check_something,))
+    assert result == Result("something", False, "cannot be checked: boom", needed=False)
+
+
+def test_missing_capabilities_are_named() -> None:
+    assert doctor.judge_kvm({"api_version": 12, "kind": "kvm_amd", "sync_regs": True}).ok
+    assert doctor.judge_kvm({"api_version": 12, "dirty_ring": False}).detail == "missing: dirty_ring"
+    assert doctor.judge_kvm({"api_version": 12, "missing": ["sync_regs"]}).detail == "missing: sync_regs"
+    assert not doctor.judge_kvm({"api_version": 11}).ok
+
+
+def test_a_kvm_that_cannot_be_probed_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class VmmError(Exception):
+        pass
+
+    def probe() -> str:
+        raise VmmError("kvm", "cannot open /dev/kvm", "load the module")
+
+    module = ModuleType("kvmserver._vmm")
+    module.__dict__.update(VmmError=VmmError, probe=probe)
+    monkeypatch.setitem(sys.modules, "kvmserver._vmm", module)
+    monkeypatch.setattr("kvmserver._vmm", module, raising=False)
+    assert doctor.check_kvm_features() == Result("KVM features", False, "cannot open /dev/kvm", "load the module")
+
+
+@pytest.mark.parametrize(("needed", "code"), [(True, 1), (False, 0)])
+def test_only_what_is_needed_decides(
+    needed: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [Result("a", True, "fine"), Result("b", False, "gone [x]", "bring it back", needed)]
+    monkeypatch.setattr(doctor, "examine", lambda: results)
+    assert doctor.run(as_json=False) == code
+    text = capsys.readouterr().out
+    assert "gone [x]: bring it back" in text
+    assert doctor.run(as_json=True) == code
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is (code == 0)
+    assert report["checks"][1] == {
+        "name": "b",
+        "ok": False,
+        "detail": "gone [x]",
+        "advice": "bring it back",
+        "needed": needed,
+    }
