@@ -15,8 +15,6 @@ use crate::memory::{AddressSpace, Backing, MapRequest, Placement, Protection};
 pub(super) const PROGRAM_BASE: u64 = 1 << 30;
 /// Lowest address a program may ask for (`vm.mmap_min_addr`): below, a null pointer must fault.
 const LOWEST_ADDRESS: u64 = 0x1_0000;
-/// Largest span of an interpreter: it is reserved as one piece before its segments are mapped.
-const INTERPRETER_SPAN_MAX: u64 = 1 << 30;
 
 /// Whose image it is, which decides where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,25 +52,20 @@ pub(super) fn map(space: &mut AddressSpace, elf: &Elf, file: &Arc<OwnedFd>, name
     Ok(Mapped { bias, end: start + (high - low) })
 }
 
-/// Take the span as one inaccessible piece, so that nothing else can be in it and an image that does not fit fails here.
+/// Take the span as one piece, so that nothing else can be in it and an image that does not fit fails here.
 fn reserve(space: &mut AddressSpace, elf: &Elf, role: Role, low: u64, length: u64) -> Result<u64, Errno> {
-    let mut reserve =
-        |placement, length, protection| space.map(MapRequest { placement, length, protection, backing: Backing::Anonymous, label: "" });
+    // Executable, because the address space keeps such mappings in 2 MiB blocks of their own and its choice of blocks is made
+    // here. Everything is mapped over or given back before the guest runs.
+    let protection = Protection::READ | Protection::EXEC;
+    let mut reserve = |placement, length| space.map(MapRequest { placement, length, protection, backing: Backing::Anonymous, label: "" });
     match (elf.kind, role) {
         (Kind::Fixed, _) if low < LOWEST_ADDRESS => Err(Errno::PERM),
-        (Kind::Fixed, _) => reserve(Placement::FixedNoReplace(low), length, Protection::empty()),
-        // The address in the file need not be a multiple of the alignment; the bias must be.
-        (Kind::Relocatable, Role::Program) => {
-            reserve(Placement::FixedNoReplace(PROGRAM_BASE + low % elf.alignment), length, Protection::empty())
-        }
+        (Kind::Fixed, _) => reserve(Placement::FixedNoReplace(low), length),
+        // The addresses in the file need not be multiples of the alignment; the bias must be.
+        (Kind::Relocatable, Role::Program) => reserve(Placement::FixedNoReplace(PROGRAM_BASE + low % elf.alignment), length),
         (Kind::Relocatable, Role::Interpreter) => {
-            if length > INTERPRETER_SPAN_MAX {
-                return Err(Errno::NOMEM);
-            }
-            // Executable, because the address space keeps such mappings in 2 MiB blocks of their own, and its choice of a
-            // block is made here.
             let slack = elf.alignment - PAGE;
-            let first = reserve(Placement::Anywhere, length + slack, Protection::READ | Protection::EXEC)?;
+            let first = reserve(Placement::Anywhere, length + slack)?;
             let start = first + (low.wrapping_sub(first) & (elf.alignment - 1));
             trim(space, (first, first + length + slack), (start, start + length))?;
             Ok(start)

@@ -292,3 +292,7 @@ fn fill_random(mut buffer: &mut [u8]) -> Result<(), Errno> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

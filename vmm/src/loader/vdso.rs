@@ -1,12 +1,10 @@
 //! The vDSO of a guest: an ELF image made from guestlib/vdso.c, and the page below it from which the image computes the time.
 //!
-//! The page belongs to the guest like any other memory: it is mapped writable, so that the host can refresh it before every
-//! run with one [`crate::memory::GuestMemory::write`] and without a change of mappings, and a guest that scribbles over it only
-//! misleads itself. While its flags are 0 (a fresh page) every clock is a system call.
+//! The guest can only read the page; the host writes it through [`AddressSpace::write_clock_page`], outside of the dirty set.
+//! While its flags are 0 (a fresh page) every clock is a system call.
 //!
-//! **Who writes it**: the run loop, by [`super::TscClock::clock_page`], when a VM begins to run, after each reset, and at least
-//! once a second of running. It differs from the snapshot's copy at all times: a comparison of a VM with its snapshot leaves it
-//! out ([`ClockPage`] is the first 64 bytes; the rest stays zero).
+//! **Who writes it**: the run loop, by [`super::TscClock::clock_page`] and [`ClockPage::publish`], when a VM begins to run, after
+//! each reset, and at least once a second of running. A comparison of a VM with its snapshot leaves it out.
 
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -46,15 +44,13 @@ const _: () = assert!(std::mem::offset_of!(ClockPage, tsc_base) == 8);
 const _: () = assert!(std::mem::offset_of!(ClockPage, mult) == 32);
 
 impl ClockPage {
-    /// Replace the page at `address`, so that a thread of the guest that was stopped in the middle of reading starts over.
-    ///
-    /// # Errors
-    ///
-    /// EFAULT where the guest has unmapped or protected the page; it then does without.
-    pub fn store(&self, memory: &crate::memory::GuestMemory, address: u64) -> Result<(), Errno> {
-        let sequence = memory.read::<u32>(address)?;
-        // Even, and another number than before. No guest code runs meanwhile, so that an odd number in between would show nobody anything.
-        memory.write(address, &Self { sequence: (sequence | 1).wrapping_add(1), ..*self })
+    /// Make this the content of a guest's clock page, if it has one. No guest code runs meanwhile.
+    pub fn publish(&self, space: &AddressSpace) {
+        // Where the guest has unmapped the page, nobody will read it.
+        let sequence = space.clock_page_address().and_then(|address| space.memory().read::<u32>(address).ok()).unwrap_or(0);
+        // Even, and another number than before: a thread that was stopped in the middle of reading starts over.
+        let page = Self { sequence: (sequence | 1).wrapping_add(1), ..*self };
+        space.write_clock_page(page.as_bytes());
     }
 }
 
@@ -71,14 +67,19 @@ pub(super) struct Mapped {
 pub(super) fn map(space: &mut AddressSpace) -> Result<Mapped, Errno> {
     let image_bytes = (IMAGE.len() as u64).next_multiple_of(PAGE);
     let all = Protection::READ | Protection::WRITE | Protection::EXEC;
-    let request = |placement, length, protection, label| MapRequest { placement, length, protection, backing: Backing::Anonymous, label };
-    // One executable piece first: the address space keeps such mappings in 2 MiB blocks of their own.
-    let clock_page = space.map(request(Placement::Anywhere, PAGE + image_bytes, all, "[vdso]"))?;
+    let request = MapRequest {
+        placement: Placement::Anywhere,
+        length: PAGE + image_bytes,
+        protection: all,
+        backing: Backing::Anonymous,
+        label: "[vdso]",
+    };
+    let clock_page = space.map(request)?;
     let image = clock_page + PAGE;
-    space.map(request(Placement::Fixed(clock_page), PAGE, Protection::READ | Protection::WRITE, "[vvar]"))?;
+    space.map_clock_page(clock_page)?;
     space.memory().write_bytes(image, IMAGE)?;
     space.protect(image, image_bytes, Protection::READ | Protection::EXEC)?;
-    space.memory().write(clock_page, &ClockPage::default())?;
+    ClockPage::default().publish(space);
     Ok(Mapped { image, clock_page })
 }
 

@@ -30,7 +30,7 @@ impl Native {
         };
         let base = base.expect("memory").cast::<u8>();
         // SAFETY: the mapping is a page longer than the image.
-        unsafe { base.add(page).copy_from_nonoverlapping(IMAGE.as_ptr(), IMAGE.len()) };
+        unsafe { base.wrapping_add(page).copy_from_nonoverlapping(IMAGE.as_ptr(), IMAGE.len()) };
         Self { base }
     }
 
@@ -171,4 +171,23 @@ fn the_image_is_what_loaders_expect() {
             "{name} in {names:?}"
         );
     }
+}
+
+#[test]
+fn a_guest_can_read_the_page_and_not_write_it() {
+    let mut space = AddressSpace::new(4 << 30, 1 << 30).expect("an address space");
+    let mapped = map(&mut space).expect("room");
+    assert_eq!(mapped.image, mapped.clock_page + PAGE);
+    let page = ClockPage { flags: CLOCK_PAGE_TSC, tsc_base: 7, mult: 3, ..ClockPage::default() };
+    page.publish(&space);
+    let first: ClockPage = space.memory().read(mapped.clock_page).expect("readable");
+    page.publish(&space);
+    let second: ClockPage = space.memory().read(mapped.clock_page).expect("readable");
+    assert_eq!((first.tsc_base, first.mult, first.flags), (7, 3, CLOCK_PAGE_TSC));
+    assert!(first.sequence % 2 == 0 && second.sequence % 2 == 0 && first.sequence != second.sequence);
+    assert_eq!(space.memory().write(mapped.clock_page, &page), Err(Errno::FAULT));
+    assert_eq!(space.memory().write(mapped.image, &page), Err(Errno::FAULT));
+    assert_eq!(space.memory().read_vec(mapped.image, IMAGE.len()).expect("readable"), IMAGE);
+    let labels: Vec<_> = space.vmas().iter().map(|vma| (vma.label, vma.protection)).collect();
+    assert_eq!(labels, [("[vvar]", Protection::READ), ("[vdso]", Protection::READ | Protection::EXEC)]);
 }
