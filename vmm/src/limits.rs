@@ -34,3 +34,13 @@ pub const TIMERS_MAX: usize = 256;
 pub const SLICE_NS: u64 = 10_000_000;
 /// Size of the main thread's stack, bytes (RLIMIT_STACK).
 pub const STACK_BYTES: u64 = 8 << 20;
+/// Messages that a datagram or packet channel holds, as net.unix.max_dgram_qlen is set by distributions; EAGAIN.
+pub const CHANNEL_MESSAGES_MAX: usize = 512;
+/// Members of all epoll sets of a VM together (fs.epoll.max_user_watches); ENOSPC.
+pub const EPOLL_MEMBERS_TOTAL_MAX: usize = 65_536;
+/// Writes of at most this many bytes to a pipe are never split (PIPE_BUF).
+pub const PIPE_ATOMIC_BYTES: usize = 4096;
+/// Most connections that wait for an accept (net.core.somaxconn).
+pub const BACKLOG_MAX: u32 = 4096;
+/// Longest socket address that a guest may name (`struct sockaddr_storage`), bytes; EINVAL.
+pub const SOCKET_ADDRESS_MAX: usize = 128;

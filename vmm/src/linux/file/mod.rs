@@ -12,15 +12,23 @@ pub mod console;
 pub mod epoll;
 pub mod host;
 pub mod local;
+pub mod local_timer;
+pub mod ops;
+mod ops_signal;
+pub mod readiness;
 pub mod socket;
+pub mod socket_address;
+pub mod socket_base;
+mod socket_io;
 pub mod special;
 pub mod stream;
+pub mod stream_host;
 
 use bitflags::bitflags;
 
 use super::Errno;
-use super::Kernel;
-use super::fd_table::{Entry, Fd};
+use super::fd_table::{Entry, Fd, FdTable};
+use super::{Kernel, MonotonicNs};
 use crate::limits::FILES_MAX;
 use channel::{Channel, ChannelId};
 
@@ -64,6 +72,23 @@ pub struct Readiness {
     pub room: u64,
 }
 
+impl Readiness {
+    /// Ready for these events, and nothing ever changes.
+    #[must_use]
+    pub const fn of(events: PollEvents) -> Self {
+        Self { events, arrivals: 0, room: 0 }
+    }
+}
+
+/// What the readiness of a file depends on besides the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The guest's CLOCK_MONOTONIC, for timerfds.
+    pub now: MonotonicNs,
+    /// Signals pending for the thread that looks, blocked ones too, for signalfds.
+    pub pending_signals: u64,
+}
+
 /// The number of an open file description in [`Files`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub(super) u32);
@@ -84,7 +109,7 @@ pub enum File {
     /// eventfd.
     Event(local::EventFd),
     /// timerfd.
-    Timer(local::TimerFd),
+    Timer(local_timer::TimerFd),
     /// signalfd.
     Signal(local::SignalFd),
     /// epoll.
@@ -95,6 +120,57 @@ pub enum File {
     Stream(stream::Stream),
     /// An outgoing or datagram socket on a host socket, or one that is neither bound nor connected yet.
     Socket(socket::Socket),
+}
+
+impl File {
+    /// The end of a socketpair or stream that it is, if it is one.
+    #[must_use]
+    pub const fn pair(&self) -> Option<&local::PairEnd> {
+        match self {
+            Self::Pair(end) => Some(end),
+            Self::Stream(stream) => Some(&stream.end),
+            _ => None,
+        }
+    }
+
+    /// As [`File::pair`], to change it.
+    pub const fn pair_mut(&mut self) -> Option<&mut local::PairEnd> {
+        match self {
+            Self::Pair(end) => Some(end),
+            Self::Stream(stream) => Some(&mut stream.end),
+            _ => None,
+        }
+    }
+
+    /// What it has as a socket.
+    ///
+    /// # Errors
+    ///
+    /// ENOTSOCK.
+    pub const fn socket(&self) -> Result<&socket_base::SocketBase, Errno> {
+        match self {
+            Self::Pair(end) => Ok(&end.base),
+            Self::Stream(stream) => Ok(&stream.end.base),
+            Self::Listener(listener) => Ok(&listener.base),
+            Self::Socket(socket) => Ok(&socket.base),
+            _ => Err(Errno::NOTSOCK),
+        }
+    }
+
+    /// As [`File::socket`], to change it.
+    ///
+    /// # Errors
+    ///
+    /// ENOTSOCK.
+    pub const fn socket_mut(&mut self) -> Result<&mut socket_base::SocketBase, Errno> {
+        match self {
+            Self::Pair(end) => Ok(&mut end.base),
+            Self::Stream(stream) => Ok(&mut stream.end.base),
+            Self::Listener(listener) => Ok(&mut listener.base),
+            Self::Socket(socket) => Ok(&mut socket.base),
+            _ => Err(Errno::NOTSOCK),
+        }
+    }
 }
 
 /// An open file description.
@@ -123,10 +199,13 @@ pub struct Files {
     pub channels: channel::Channels,
     /// Counts every change that may end somebody's wait; the scheduler looks at blocked threads again when it moved.
     pub changes: u64,
+    /// Addresses that the host would not bind, for the message of a program that never gets to listen.
+    pub(super) bind_failures: Vec<stream_host::BindFailure>,
 }
 
 impl Files {
-    /// Add an open file description with one reference, owned by the caller until it installs or releases it.
+    /// Add an open file description with one reference, owned by the caller until it installs or releases it; where there is no
+    /// room for it, it is closed.
     ///
     /// # Errors
     ///
@@ -139,10 +218,31 @@ impl Files {
                 self.slots.push(None);
                 self.slots.len() - 1
             }
-            None => return Err(Errno::NFILE),
+            None => {
+                self.closed(slot.file);
+                return Err(Errno::NFILE);
+            }
         };
         self.slots[index] = Some(slot);
         u32::try_from(index).map(FileId).map_err(|_| Errno::NFILE)
+    }
+
+    /// Add two files that belong together, or neither.
+    ///
+    /// # Errors
+    ///
+    /// ENFILE.
+    pub fn add_two(&mut self, first: (File, u32), second: (File, u32)) -> Result<(FileId, FileId), Errno> {
+        let first = self.add(first.0, first.1);
+        // The second one is added or closed even where the first one failed: its share of their channels must go.
+        let second = self.add(second.0, second.1);
+        match (first, second) {
+            (Ok(first), Ok(second)) => Ok((first, second)),
+            (first, second) => {
+                first.into_iter().chain(second).for_each(|id| self.release(id));
+                Err(Errno::NFILE)
+            }
+        }
     }
 
     /// The description behind an id. Ids held by descriptors, waits or epoll sets may have gone: EBADF.
@@ -246,11 +346,4 @@ impl Kernel {
         self.files.release(entry.file);
         Ok(())
     }
-}
-
-use super::fd_table::FdTable;
-
-impl Files {
-    /// Placeholder until its owner merges: what closing the last reference of each kind does.
-    fn closed(&mut self, _file: File) {}
 }

@@ -1,0 +1,135 @@
+//! What every kind of file is ready for, what its last close does, and which host descriptors blocked threads wait for.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::epoll::Looked;
+use super::local::Side;
+use super::{File, FileId, Files, PollEvents, Readiness, View};
+use crate::linux::thread::{State, Tid};
+use crate::linux::{Kernel, MonotonicNs, WaitFor};
+
+/// Regular files and directories are always ready (`poll(2)`).
+const ALWAYS_READY: Readiness = Readiness::of(PollEvents::IN.union(PollEvents::OUT).union(PollEvents::RDNORM).union(PollEvents::WRNORM));
+
+impl File {
+    /// Whether it may be a member of an epoll set: EPERM for what is always ready.
+    #[must_use]
+    pub const fn pollable(&self) -> bool {
+        !matches!(self, Self::Host(_) | Self::Special(_))
+    }
+}
+
+impl Files {
+    /// What a file is ready for now; NVAL for one that has gone.
+    #[must_use]
+    pub fn readiness(&self, id: FileId, view: &View) -> Readiness {
+        self.look(id, view, &mut Looked::new())
+    }
+
+    pub(super) fn look(&self, id: FileId, view: &View, looked: &mut Looked) -> Readiness {
+        let Ok(slot) = self.get(id) else { return Readiness::of(PollEvents::NVAL) };
+        match &slot.file {
+            File::Host(_) | File::Special(_) | File::Console(_) => ALWAYS_READY,
+            File::Pipe(pipe) => self.channels.get(pipe.channel).map_or(Readiness::of(PollEvents::ERR), |channel| pipe.readiness(channel)),
+            File::Pair(end) => self.pair_readiness(end),
+            File::Stream(stream) => self.pair_readiness(&stream.end),
+            File::Event(event) => event.readiness(),
+            File::Timer(timer) => timer.readiness(view.now),
+            File::Signal(signals) => signals.readiness(view.pending_signals),
+            File::Epoll(set) => self.epoll_readiness(id, set, view, looked),
+            File::Listener(listener) => listener.readiness(),
+            File::Socket(socket) => socket.readiness(),
+        }
+    }
+
+    fn pair_readiness(&self, end: &super::local::PairEnd) -> Readiness {
+        match (self.channels.get(end.incoming), self.channels.get(end.outgoing)) {
+            (Ok(incoming), Ok(outgoing)) => end.readiness(incoming, outgoing),
+            // This end keeps both of its channels alive, except one that it has shut down itself.
+            (Ok(incoming), Err(_)) => end.readiness(incoming, &super::channel::Channel::default()),
+            _ => Readiness::of(PollEvents::ERR | PollEvents::HUP),
+        }
+    }
+
+    /// Whether any of these files has any of these events, or has gone: whether a wait for them is over.
+    #[must_use]
+    pub fn any_ready(&self, files: &[(FileId, PollEvents)], view: &View) -> bool {
+        let mut looked = Looked::new();
+        files.iter().any(|(id, wanted)| self.look(*id, view, &mut looked).events.intersects(*wanted | PollEvents::NVAL))
+    }
+
+    /// When the next timerfd becomes readable, if one is armed and not yet readable.
+    #[must_use]
+    pub fn next_timer(&self, now: MonotonicNs) -> Option<MonotonicNs> {
+        self.iter().filter_map(|(_, slot)| if let File::Timer(timer) = &slot.file { timer.next(now) } else { None }).min()
+    }
+
+    /// A fork of a snapshot begins: host sockets that carry connections stay with the snapshot.
+    pub fn after_fork(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            if let File::Socket(socket) = &mut slot.file {
+                socket.after_fork();
+            }
+        }
+    }
+
+    /// The last descriptor of a file has gone.
+    pub(super) fn closed(&mut self, file: File) {
+        match file {
+            File::Pipe(pipe) if pipe.side == Side::Reader => self.channels.drop_reader(pipe.channel),
+            File::Pipe(pipe) => self.channels.drop_writer(pipe.channel),
+            File::Pair(end) => self.close_pair(&end),
+            File::Stream(stream) => self.close_pair(&stream.end),
+            File::Listener(listener) => self.refuse_queue(listener.queue, &listener.base),
+            File::Host(_) | File::Special(_) | File::Console(_) | File::Event(_) | File::Timer(_) | File::Signal(_) | File::Epoll(_) | File::Socket(_) => {}
+        }
+    }
+
+    /// The counters of a host descriptor, without asking the host.
+    fn host_counters(&self, id: FileId) -> Option<Readiness> {
+        match &self.get(id).ok()?.file {
+            File::Socket(socket) => Some(Readiness { events: PollEvents::empty(), arrivals: socket.reads, room: socket.stalls }),
+            _ => None,
+        }
+    }
+
+    fn host_polls_of(&self, id: FileId, events: PollEvents, seen: &mut Vec<FileId>, polls: &mut Vec<(Arc<OwnedFd>, PollEvents)>) {
+        match self.get(id).map(|slot| &slot.file) {
+            Ok(File::Socket(socket)) => polls.extend(socket.host.clone().map(|host| (host, events))),
+            Ok(File::Epoll(set)) if !seen.contains(&id) => {
+                seen.push(id);
+                for (member, events) in set.awaited(|member| self.host_counters(member)) {
+                    self.host_polls_of(member, events, seen, polls);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Kernel {
+    /// What the readiness of files depends on besides the files, for this thread.
+    #[must_use]
+    pub fn view(&self, tid: Tid) -> View {
+        View { now: self.clock.monotonic(), pending_signals: self.signals_pending_for(tid) }
+    }
+
+    /// The host descriptors that blocked threads wait for, directly or through epoll sets, so that the run loop can poll them.
+    /// An event on one of them ends no wait by itself: look at the blocked threads' files again.
+    #[must_use]
+    pub fn host_polls(&self) -> Vec<(Arc<OwnedFd>, PollEvents)> {
+        let mut polls = Vec::new();
+        for thread in self.threads.iter() {
+            if let State::Blocked(blocked) = &thread.state
+                && let WaitFor::Files(files) = &blocked.wait.on
+            {
+                let mut seen = Vec::new();
+                for (id, events) in files {
+                    self.files.host_polls_of(*id, *events, &mut seen, &mut polls);
+                }
+            }
+        }
+        polls
+    }
+}
