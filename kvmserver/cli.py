@@ -5,7 +5,6 @@ options.py; only ``--config`` and ``--print-config`` exist here alone, since nei
 """
 
 import difflib
-import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,6 +89,9 @@ class _Main(click.Group):
 
 def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
+        # 20 ms that only this option should cost.
+        import importlib.metadata
+
         click.echo(f"kvmserver {importlib.metadata.version('kvmserver')}")
         ctx.exit()
 

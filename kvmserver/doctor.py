@@ -31,6 +31,7 @@ MEMORY_RECOMMENDED_BYTES = 512 << 20
 MAP_COUNT_NEEDED = 32 * 300 + 2000
 OPEN_FILES_RECOMMENDED = 4096
 KVM_API_VERSION = 12
+KVM_NEEDED = ("dirty_ring", "sync_registers", "immediate_exit")
 
 _NR_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -83,16 +84,19 @@ def check_kvm_features() -> Result:
 
 def judge_kvm(found: dict[str, Any]) -> Result:
     """The probe's answer as a check: the API version and every capability that is missing."""
-    missing = [name for name, value in found.items() if value is False] + [str(m) for m in found.get("missing", ())]
     version = found.get("api_version")
     if version != KVM_API_VERSION:
         return Result(
             "KVM features", False, f"KVM API version {version}, not {KVM_API_VERSION}", "use a current kernel"
         )
-    if missing:
+    if missing := [name for name in KVM_NEEDED if not found.get(name)]:
         return Result("KVM features", False, f"missing: {', '.join(missing)}", "use a newer kernel")
-    facts = [f"{name} {value}" for name, value in found.items() if isinstance(value, str | int) and value is not True]
-    return Result("KVM features", True, ", ".join(facts))
+    facts = [f"{name} {_word(value)}" for name, value in found.items() if name not in ("api_version", *KVM_NEEDED)]
+    return Result("KVM features", True, ", ".join(facts) or "all that are needed")
+
+
+def _word(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def check_kernel() -> Result:

@@ -50,6 +50,8 @@ def describe(end: RunEnd, limit_ns: int) -> str:
             return f"ran out of memory{detail}"
         case "deadlocked":
             return f"waited for something that cannot happen{detail}"
+        case "broken":
+            return f"was stopped because its virtual machine failed{detail}"
     return f"stopped in an unknown way ({end.get('end')!r})"
 
 

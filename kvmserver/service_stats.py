@@ -1,7 +1,7 @@
 """The statistics line that SIGUSR1 asks for: the counters of all workers added up."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvmserver import machine
@@ -44,15 +44,21 @@ class Statistics:
 
 
 def total(answers: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
-    """Counters added up; of values whose name says maximum, the largest."""
+    """Counters added up, those of nested objects under dotted names; of maxima (by their name) the largest."""
     result: dict[str, int | float] = {}
     for stats in answers:
-        for name, value in stats.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
+        for name, value in _numbers(stats, ""):
             is_maximum = name.endswith("_max") or "_max_" in name
             result[name] = max(result.get(name, value), value) if is_maximum else result.get(name, 0) + value
     return result
+
+
+def _numbers(stats: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int | float]]:
+    for name, value in stats.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
 
 
 def line(answers: Sequence[Mapping[str, Any]]) -> str:

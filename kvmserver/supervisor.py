@@ -37,6 +37,7 @@ def run(config: Config, on_serving: OnServing | None = None) -> int:
 
     ``on_serving`` is awaited beside the service once it is up; when it raises, the service ends.
     """
+    _open_missing_standard_descriptors()
     log.set_up(config.options.verbose)
     directory = os.getcwd()
     program = find_program(config.program or "", os.environ.get("PATH", os.defpath), directory)
@@ -47,6 +48,15 @@ def run(config: Config, on_serving: OnServing | None = None) -> int:
     granted = plan.resolve_permissions(config.options, directory, environment, permissions.resolve_with_system)
     start = plan.start_message(config, program, granted, directory)
     return uvloop.run(Supervisor(start, start_output.StartOutput(start), on_serving).run())
+
+
+def _open_missing_standard_descriptors() -> None:
+    """Where 0, 1 or 2 is closed, our own sockets would take its place, and the guest would be given them."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        os.set_inheritable(fd, True)
+        fd = os.dup(fd)
+    os.close(fd)
 
 
 @dataclass

@@ -44,9 +44,15 @@ class Command:
         path.chmod(0o755)
         return f"./{name}"
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._words(words), capture_output=True, text=True, cwd=self.directory, env=self.environment, timeout=60
+            self._words(words),
+            input=text,
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            env=self.environment,
+            timeout=60,
         )
 
     def start_unread(self, *words: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:

@@ -1,13 +1,17 @@
 """The demo's parts that need no VM: the port, the native counter, and the table."""
 
 import asyncio
+import signal
 import socket
+import subprocess
 
 import pytest
 
 from kvmserver import demo, machine
 from kvmserver.demo import Answer
 from kvmserver.errors import KvmserverError
+
+from .conftest import Command
 
 
 def test_a_port_that_was_asked_for_must_be_free() -> None:
@@ -54,3 +58,26 @@ def test_a_refusing_server_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="502 Bad Gateway"):
         asyncio.run(scenario())
+
+
+def test_the_demo_shows_both_and_serves_on(command: Command) -> None:
+    port = machine.free_port()
+    process = command.start_unread("demo", "--port", str(port), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("Serving on"):
+            break
+    text = "".join(lines)
+    assert f"kvmserver -e -t 2 --warmup 100 --allow-read --allow-listen=:{port} run python3 -I " in text
+    assert "Warming up the guest VM" in text
+    assert " vm=2 ephemeral " in text
+    # The pretended data plane does not isolate: its counter is cold and counts. The native one was warmed up.
+    assert [line.split()[2] for line in lines if line.startswith("request")] == ["1", "2", "3"]
+    assert [line.split()[5] for line in lines if line.startswith("request")] == ["101", "102", "103"]
+    assert lines[-1].startswith(f"Serving on http://127.0.0.1:{port} until Ctrl-C")
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 0
+    process.stdout.close()

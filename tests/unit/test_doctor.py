@@ -28,10 +28,13 @@ def test_a_check_that_fails_in_itself_is_reported() -> None:
 
 
 def test_missing_capabilities_are_named() -> None:
-    assert doctor.judge_kvm({"api_version": 12, "kind": "kvm_amd", "sync_regs": True}).ok
-    assert doctor.judge_kvm({"api_version": 12, "dirty_ring": False}).detail == "missing: dirty_ring"
-    assert doctor.judge_kvm({"api_version": 12, "missing": ["sync_regs"]}).detail == "missing: sync_regs"
-    assert not doctor.judge_kvm({"api_version": 11}).ok
+    needed = {"api_version": 12, "dirty_ring": True, "sync_registers": True, "immediate_exit": True}
+    assert doctor.judge_kvm(needed).ok
+    facts = doctor.judge_kvm({**needed, "kind": "kvm_amd", "memory_fault_info": False, "memslots": 9})
+    assert facts == Result("KVM features", True, "kind kvm_amd, memory_fault_info no, memslots 9")
+    assert doctor.judge_kvm({**needed, "dirty_ring": False}).detail == "missing: dirty_ring"
+    assert doctor.judge_kvm({"api_version": 12}).detail == "missing: dirty_ring, sync_registers, immediate_exit"
+    assert not doctor.judge_kvm({**needed, "api_version": 11}).ok
 
 
 def test_a_kvm_that_cannot_be_probed_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

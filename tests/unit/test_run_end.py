@@ -36,6 +36,10 @@ def test_a_plain_program_that_could_not_listen_gets_a_hint() -> None:
         ({"end": "timed_out", "detail": "in poll"}, "program 'x' did not listen within 2s: in poll"),
         ({"end": "out_of_memory"}, "program 'x' ran out of memory before it listened"),
         ({"end": "deadlocked"}, "program 'x' waited for something that cannot happen before it listened"),
+        (
+            {"end": "broken", "detail": "cannot map"},
+            "program 'x' was stopped because its virtual machine failed: cannot map before it listened",
+        ),
         ({"end": "new"}, "program 'x' stopped in an unknown way ('new') before it listened"),
         ({}, "program 'x' stopped in an unknown way (None) before it listened"),
         ({"end": "exited", "refused_listen": REFUSED}, "program 'x' cannot listen on [::]:80: permission denied"),

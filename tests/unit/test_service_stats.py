@@ -17,6 +17,14 @@ def test_counters_are_added_and_maxima_are_not() -> None:
     assert service_stats.total(answers) == {"requests": 3, "reset_ns_max": 5, "mean": 0.5}
 
 
+def test_nested_counters_have_dotted_names() -> None:
+    answers = [
+        {"failures": {"killed": 1}, "totals": {"exits": 5}},
+        {"failures": {"timed_out": 2}, "totals": {"exits": 6}},
+    ]
+    assert service_stats.total(answers) == {"failures.killed": 1, "totals.exits": 11, "failures.timed_out": 2}
+
+
 def test_the_line_is_logged_when_all_have_answered_or_after_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

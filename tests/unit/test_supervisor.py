@@ -6,7 +6,10 @@ Properties: the exit code is right, the message is one sentence, no process is l
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -76,6 +79,17 @@ def test_the_program_gets_its_words_untouched(command: Command) -> None:
     assert config["program"] == str(command.directory / "echo")
     assert config["read"] == ["/"]
     assert ["A", "1"] in config["environment"]
+
+
+def test_standard_streams_are_the_programs_own(command: Command) -> None:
+    result = command.run("run", command.program("cat"), text="line 1\nline 2\n")
+    assert (result.stdout, result.stderr, result.returncode) == ("line 1\nline 2\n", "to stderr\n", 0)
+
+
+def test_closed_standard_streams_do_no_harm(command: Command) -> None:
+    words = [sys.executable, "-m", "kvmserver", "run", command.program("status7")]
+    shell = ["sh", "-c", f"{shlex.join(words)} <&- >&- 2>&-"]
+    assert subprocess.run(shell, env=command.environment, cwd=command.directory, timeout=30).returncode == 7
 
 
 def test_a_run_table_starts_the_server(command: Command) -> None:

@@ -5,12 +5,16 @@ listens, ``sick`` answers 500, ``mute`` never answers, ``busy`` cannot bind, ``p
 that die after a moment, ``stillborn`` has workers that cannot start, ``deaf`` has workers that ignore a drain.
 """
 
+import atexit
+import contextlib
 import json
 import os
 import select
 import signal
 import socket
+import subprocess
 import time
+from typing import Any
 
 __all__ = ["Sandbox", "Snapshot", "VmmError", "__version__", "probe", "syscall_table"]
 
@@ -64,6 +68,11 @@ class Sandbox:
         if self.script == "echo":
             os.write(1, json.dumps(self.config).encode() + b"\n")
             return json.dumps({"end": "exited", "status": 0})
+        if self.script == "cat":
+            while data := os.read(0, 4096):
+                os.write(1, data)
+            os.write(2, b"to stderr\n")
+            return json.dumps({"end": "exited", "status": 0})
         if self.script == "kill9":
             os.kill(os.getpid(), signal.SIGKILL)
         ready = {"end": "ready", "wait": "epoll", "listeners": LISTENERS, "init_ns": 161_000_000}
@@ -77,12 +86,13 @@ class Sandbox:
         return f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode(), json.dumps({"end": "responded"})
 
     def snapshot(self) -> "Snapshot":
-        return Snapshot(self.script)
+        return Snapshot(self.script, self.config)
 
 
 class Snapshot:
-    def __init__(self, script: str) -> None:
+    def __init__(self, script: str, config: dict[str, Any]) -> None:
         self.script = script
+        self.config = config
 
     def bytes(self) -> int:
         return 4096
@@ -90,6 +100,17 @@ class Snapshot:
     def open_listeners(self) -> None:
         if self.script == "taken":
             raise VmmError("listen", "cannot listen on 0.0.0.0:8000: address already in use", "stop the other server")
+
+    def run_natively(self) -> None:
+        """The demo wants to be answered: start its program as it is, without any isolation."""
+        words = [self.config["program"], *self.config["arguments"]]
+        process = subprocess.Popen(words)
+        atexit.register(process.kill)
+        port = int(words[-1])
+        for _ in range(500):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                return
+            time.sleep(0.02)
 
     def serve(self, config: str) -> str:
         options = json.loads(config)
@@ -101,6 +122,8 @@ class Snapshot:
         def tell(event: str, **more: object) -> None:
             control.sendall(json.dumps({"event": event, "worker": worker, **more}).encode() + b"\n")
 
+        if self.script.startswith("python") and worker == 0:
+            self.run_natively()
         tell("ready")
         if self.script == "suicide":
             time.sleep(0.2)
@@ -119,5 +142,6 @@ class Snapshot:
                 if command == "stats":
                     tell("stats", stats=stats)
                 if command == "drain" and self.script != "deaf":
+                    atexit._run_exitfuncs()
                     tell("drained", stats=stats)
                     return json.dumps(stats)
