@@ -10,6 +10,7 @@ mod ld_cache;
 mod libraries;
 mod script;
 mod stack;
+pub mod symbols;
 mod tsc;
 pub mod vdso;
 

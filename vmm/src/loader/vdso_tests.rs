@@ -184,10 +184,25 @@ fn a_guest_can_read_the_page_and_not_write_it() {
     page.publish(&space);
     let second: ClockPage = space.memory().read(mapped.clock_page).expect("readable");
     assert_eq!((first.tsc_base, first.mult, first.flags), (7, 3, CLOCK_PAGE_TSC));
-    assert!(first.sequence % 2 == 0 && second.sequence % 2 == 0 && first.sequence != second.sequence);
+    assert_eq!((first.sequence & 1, second.sequence & 1), (0, 0));
+    assert_ne!(first.sequence, second.sequence);
     assert_eq!(space.memory().write(mapped.clock_page, &page), Err(Errno::FAULT));
     assert_eq!(space.memory().write(mapped.image, &page), Err(Errno::FAULT));
     assert_eq!(space.memory().read_vec(mapped.image, IMAGE.len()).expect("readable"), IMAGE);
     let labels: Vec<_> = space.vmas().iter().map(|vma| (vma.label, vma.protection)).collect();
     assert_eq!(labels, [("[vvar]", Protection::READ), ("[vdso]", Protection::READ | Protection::EXEC)]);
+}
+
+#[test]
+fn the_page_gets_the_rate_once_it_is_known() {
+    let mut space = AddressSpace::new(4 << 30, 1 << 30).expect("an address space");
+    let mapped = map(&mut space).expect("room");
+    let mut clock = Clock::default();
+    write(&space, &clock);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    clock.resume_at(1_000_000_000);
+    write(&space, &clock);
+    let page: ClockPage = space.memory().read(mapped.clock_page).expect("readable");
+    assert_eq!(page.flags, CLOCK_PAGE_TSC);
+    assert!((1_000_000_000..2_000_000_000).contains(&page.monotonic_ns), "{page:?}");
 }
