@@ -44,6 +44,8 @@ pub enum RunEnd {
         /// What they wait in.
         detail: String,
     },
+    /// The client went away before it was answered.
+    ClientGone,
     /// The platform failed; the VM has to be thrown away.
     Broken {
         /// What failed.
@@ -74,6 +76,7 @@ impl RunEnd {
             Self::TimedOut { .. } => "timed_out",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::Deadlocked { .. } => "deadlocked",
+            Self::ClientGone => "client_gone",
             Self::Broken { .. } => "broken",
         }
     }
@@ -98,6 +101,7 @@ impl RunEnd {
             Self::TimedOut { detail } => format!("the program took too long: {detail}"),
             Self::OutOfMemory { detail } => format!("the program used too much memory: {detail}"),
             Self::Deadlocked { detail } => format!("the program waits for nothing that can happen: {detail}"),
+            Self::ClientGone => "the client went away before it was answered".into(),
             Self::Broken { detail } => format!("the virtual machine failed: {detail}"),
         }
     }

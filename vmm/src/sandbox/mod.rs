@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub use boot::LoadSandboxError;
 pub use end::RunEnd;
 pub use run::Pause;
-pub use snapshot::{Snapshot, SnapshotError};
+pub use snapshot::{ForkOptions, Snapshot, SnapshotError};
 pub use verify::{Mismatch, Skip};
 
 use crate::linux::Kernel;
