@@ -5,7 +5,8 @@
  *
  *     nanoseconds(clock) = base(clock) + ((tsc - tsc_base) * mult >> shift)
  *
- * The product has 96 bits. Writers make `sequence` odd, change the fields, and make it even again; a reader that saw an odd
+ * up to valid_ticks after tsc_base. Host clocks are disciplined all the time, so that the relation holds for about a second; the
+ * system call that is made behind it is also the host's opportunity to write the page anew. The product has 96 bits. Writers make `sequence` odd, change the fields, and make it even again; a reader that saw an odd
  * number or two different ones starts over. In practice the host writes while the virtual processor stands still, but a
  * thread may have been stopped in the middle of reading.
  */
@@ -29,11 +30,13 @@ struct clock_page {
 	uint64_t realtime_ns;  /* CLOCK_REALTIME then, since the epoch */
 	uint32_t mult;         /* nanoseconds a tick, times two to the power of shift */
 	uint32_t shift;        /* at most 63 */
-	uint64_t reserved[3];
+	uint64_t valid_ticks;  /* so many ticks after tsc_base the page is out of date: ask by system call */
+	uint64_t reserved[2];
 };
 
 _Static_assert(sizeof(struct clock_page) == 64, "shared with vmm/src/loader/vdso.rs");
 _Static_assert(offsetof(struct clock_page, tsc_base) == 8, "shared with vmm/src/loader/vdso.rs");
+_Static_assert(offsetof(struct clock_page, valid_ticks) == 40, "shared with vmm/src/loader/vdso.rs");
 _Static_assert(offsetof(struct clock_page, mult) == 32, "shared with vmm/src/loader/vdso.rs");
 
 #endif

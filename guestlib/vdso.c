@@ -82,6 +82,8 @@ static inline int read_clock(int realtime, uint64_t *nanoseconds)
 		/* Another processor's counter may be a few ticks behind the one that wrote the page. */
 		if ((int64_t)ticks < 0)
 			ticks = 0;
+		if (ticks > page->valid_ticks)
+			return 0;
 		unsigned __int128 scaled = (unsigned __int128)ticks * page->mult;
 		*nanoseconds = base + (uint64_t)(scaled >> (page->shift & 63));
 		__asm__ volatile("" : : : "memory");

@@ -17,6 +17,8 @@ const WINDOW_NS_MAX: u64 = 16_000_000_000;
 /// A rate that differs by more than this from the one before says that the counter is not what we think it is (suspend,
 /// migration), in parts per million.
 const DRIFT_PPM_MAX: u64 = 1000;
+/// How long a page may be used; by then the rate's error has come to a few microseconds, a leap of the host's clock shows.
+const VALID_NS: u64 = 1_000_000_000;
 /// Attempts for a sample that nothing interrupted.
 const ATTEMPTS: usize = 8;
 
@@ -68,8 +70,7 @@ impl TscClock {
         clock
     }
 
-    /// The content of a guest's clock page from now on, for a guest whose clocks are `guest`. About 0.2 us. A page should not
-    /// be used for more than a second: by then it may be a few microseconds off.
+    /// The content of a guest's clock page from now on, for a guest whose clocks are `guest`.
     pub fn clock_page(&mut self, guest: &Clock) -> ClockPage {
         let sample = self.sample();
         self.follow(sample);
@@ -81,6 +82,7 @@ impl TscClock {
             realtime_ns: sample.realtime_ns,
             mult: rate.mult,
             shift: rate.shift,
+            valid_ticks: rate.ticks(VALID_NS),
             ..ClockPage::default()
         }
     }
@@ -153,6 +155,11 @@ impl Rate {
         })
     }
 
+    /// How many ticks take so many nanoseconds.
+    fn ticks(self, ns: u64) -> u64 {
+        u64::try_from((u128::from(ns) << self.shift) / u128::from(self.mult.max(1))).unwrap_or(u64::MAX)
+    }
+
     fn is_near(self, other: Self) -> bool {
         let scaled = |rate: Self| u128::from(rate.mult) << (64 - rate.shift);
         let (a, b) = (scaled(self), scaled(other));
@@ -183,6 +190,7 @@ mod tests {
     fn rates_use_all_bits_and_refuse_nonsense() {
         let rate = Rate::new(1_000_000_000, 3_000_000_000).expect("3 GHz");
         assert!(rate.mult >= 1 << 31);
+        assert!(rate.ticks(1_000_000_000).abs_diff(3_000_000_000) < 2);
         let ns = (3_000_000_000_u128 * 3600 * u128::from(rate.mult)) >> rate.shift;
         assert!(ns.abs_diff(3_600_000_000_000) < 10_000, "{ns} after an hour");
         assert_eq!(Rate::new(0, 1), None);

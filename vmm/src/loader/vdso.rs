@@ -1,10 +1,11 @@
 //! The vDSO of a guest: an ELF image made from guestlib/vdso.c, and the page below it from which the image computes the time.
 //!
 //! The guest can only read the page; the host writes it through [`AddressSpace::write_clock_page`], outside of the dirty set.
-//! While its flags are 0 (a fresh page) every clock is a system call.
+//! While its flags are 0 (a fresh page), and a second after it was written, every clock is a system call: so a page is never
+//! wrong, only slow.
 //!
-//! **Who writes it**: the run loop, by [`write`], when a VM begins to run, after
-//! each reset, and at least once a second of running. A comparison of a VM with its snapshot leaves it out.
+//! **Who writes it**: the run loop, by [`write`], when a VM begins to run, after each reset, and whenever the guest has asked for
+//! the time by system call. A comparison of a VM with its snapshot leaves it out.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -40,13 +41,16 @@ pub struct ClockPage {
     pub mult: u32,
     /// At most 63.
     pub shift: u32,
+    /// The page is out of date so many ticks after `tsc_base`: every clock is a system call again.
+    pub valid_ticks: u64,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 const _: () = assert!(size_of::<ClockPage>() == 64);
 const _: () = assert!(std::mem::offset_of!(ClockPage, tsc_base) == 8);
 const _: () = assert!(std::mem::offset_of!(ClockPage, mult) == 32);
+const _: () = assert!(std::mem::offset_of!(ClockPage, valid_ticks) == 40);
 
 impl ClockPage {
     /// Make this the content of a guest's clock page, if it has one. No guest code runs meanwhile.
