@@ -55,7 +55,15 @@ impl Kernel {
         self.apply(space, tid, (number, args), attempt, progress, answer)
     }
 
-    fn apply(&mut self, space: &mut AddressSpace, tid: Tid, (number, args): (usize, [u64; 6]), attempt: Attempt, progress: u64, answer: Answer) -> Applied {
+    fn apply(
+        &mut self,
+        space: &mut AddressSpace,
+        tid: Tid,
+        (number, args): (usize, [u64; 6]),
+        attempt: Attempt,
+        progress: u64,
+        answer: Answer,
+    ) -> Applied {
         let result = match answer {
             Ok(Outcome::Return(value)) => value,
             Ok(Outcome::Replaced) => return Applied::Done,

@@ -33,7 +33,12 @@ impl Kernel {
 
     /// Mark every sleeping thread whose wait may be over; returns whether any thread can run.
     pub fn wake_sleepers(&mut self, now: MonotonicNs) -> bool {
-        let sleepers: Vec<Tid> = self.threads.iter().filter(|thread| matches!(&thread.state, State::Blocked(blocked) if !blocked.woken)).map(|thread| thread.tid).collect();
+        let sleepers: Vec<Tid> = self
+            .threads
+            .iter()
+            .filter(|thread| matches!(&thread.state, State::Blocked(blocked) if !blocked.woken))
+            .map(|thread| thread.tid)
+            .collect();
         for tid in sleepers {
             if self.wait_over(tid, now).is_some()
                 && let State::Blocked(blocked) = &mut self.threads.get_mut(tid).state

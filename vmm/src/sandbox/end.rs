@@ -97,7 +97,9 @@ impl RunEnd {
             Self::Ready { .. } => "the program is ready".into(),
             Self::Responded => "the program has answered".into(),
             Self::Exited { status } => format!("the program exited with status {status} instead of answering"),
-            Self::Killed { signal, detail } => format!("the program was killed by signal {signal} ({}): {detail}", crate::linux::signal::name(*signal)),
+            Self::Killed { signal, detail } => {
+                format!("the program was killed by signal {signal} ({}): {detail}", crate::linux::signal::name(*signal))
+            }
             Self::TimedOut { detail } => format!("the program took too long: {detail}"),
             Self::OutOfMemory { detail } => format!("the program used too much memory: {detail}"),
             Self::Deadlocked { detail } => format!("the program waits for nothing that can happen: {detail}"),

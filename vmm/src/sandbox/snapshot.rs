@@ -120,15 +120,8 @@ impl Sandbox {
         self.kernel.files.after_fork();
         let memory = Arc::new(MemoryImage::freeze(&self.space)?);
         let memfd_blocks = memory.blocks()?;
-        let frozen = Frozen {
-            memory,
-            kernel: self.kernel,
-            on_vcpu: self.on_vcpu,
-            extended,
-            instant,
-            random_address: self.random.0,
-            memfd_blocks,
-        };
+        let frozen =
+            Frozen { memory, kernel: self.kernel, on_vcpu: self.on_vcpu, extended, instant, random_address: self.random.0, memfd_blocks };
         Ok(Snapshot { frozen: Arc::new(frozen) })
     }
 

@@ -92,7 +92,8 @@ impl Control {
             }
             std::mem::take(&mut window.dropped)
         };
-        let mut message: String = message.chars().map(|character| if character.is_control() { '?' } else { character }).take(MESSAGE_MAX).collect();
+        let mut message: String =
+            message.chars().map(|character| if character.is_control() { '?' } else { character }).take(MESSAGE_MAX).collect();
         if dropped > 0 {
             message.push_str(&format!(" ({dropped} lines like this were left out before)"));
         }

@@ -81,7 +81,9 @@ impl Exchange<'_> {
         let peer = self.connection.peer.clone();
         let stream = match self.sandbox.kernel_mut().connect_stream(self.connection.listener, &peer) {
             Ok(stream) => stream,
-            Err(errno) => return Served { end: RunEnd::Broken { detail: format!("the program takes no connection: {errno}") }, answered: false },
+            Err(errno) => {
+                return Served { end: RunEnd::Broken { detail: format!("the program takes no connection: {errno}") }, answered: false };
+            }
         };
         let opaque = request.body == Body::UntilClose;
         let mut frame = ResponseFrame::new(request.is_head, opaque);

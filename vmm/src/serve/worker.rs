@@ -107,7 +107,8 @@ pub fn serve(snapshot: &Snapshot, config: &ServeConfig, control: BorrowedFd<'_>)
     };
     for (index, listener) in shared.listeners.iter().enumerate() {
         let _ = rustix::io::ioctl_fionbio(&*listener.socket, true);
-        epoll::add(&shared.epoll, &*listener.socket, EventData::new_u64(index as u64), EventFlags::IN | EventFlags::ONESHOT).map_err(system("watch a socket"))?;
+        epoll::add(&shared.epoll, &*listener.socket, EventData::new_u64(index as u64), EventFlags::IN | EventFlags::ONESHOT)
+            .map_err(system("watch a socket"))?;
     }
     epoll::add(&shared.epoll, &shared.wake, EventData::new_u64(WAKE), EventFlags::IN).map_err(system("watch an event descriptor"))?;
     std::thread::scope(|scope| {
@@ -185,7 +186,8 @@ impl Shared<'_> {
         let connection = waiting.entry(token).or_insert(connection);
         let event = EventData::new_u64(token);
         let flags = flags | EventFlags::ONESHOT;
-        let added = epoll::add(&self.epoll, connection.as_fd(), event, flags).or_else(|_| epoll::modify(&self.epoll, connection.as_fd(), event, flags));
+        let added = epoll::add(&self.epoll, connection.as_fd(), event, flags)
+            .or_else(|_| epoll::modify(&self.epoll, connection.as_fd(), event, flags));
         if added.is_err() {
             waiting.remove(&token);
         }
@@ -360,13 +362,18 @@ impl<'a> Thread<'a> {
         let started = host_monotonic();
         let deadline = started.saturating_add(self.shared.config.max_request_time_ns);
         let ephemeral = self.shared.config.ephemeral;
-        let served = Exchange { sandbox: &mut self.sandbox, kicker: &self.kicker, connection: &mut connection, deadline, ephemeral }.serve(request);
+        let served =
+            Exchange { sandbox: &mut self.sandbox, kicker: &self.kicker, connection: &mut connection, deadline, ephemeral }.serve(request);
         self.sandbox.counters.run_ns = host_monotonic().saturating_sub(started);
         let failed = !matches!(served.end, RunEnd::Responded | RunEnd::ClientGone);
         if failed {
             self.report(&served.end);
             if !served.answered {
-                let body = if served.end.http_status() == 504 { "the program did not answer in time\n" } else { "the program failed to answer this request\n" };
+                let body = if served.end.http_status() == 504 {
+                    "the program did not answer in time\n"
+                } else {
+                    "the program failed to answer this request\n"
+                };
                 connection.output = http1::own_response(served.end.http_status(), body);
             }
         }
@@ -377,7 +384,13 @@ impl<'a> Thread<'a> {
             self.give(connection);
         }
         self.take_notes();
-        let reset = if ephemeral { self.reset() } else if failed { self.renew().map(|()| false) } else { Ok(false) };
+        let reset = if ephemeral {
+            self.reset()
+        } else if failed {
+            self.renew().map(|()| false)
+        } else {
+            Ok(false)
+        };
         let counters = std::mem::take(&mut self.sandbox.counters);
         self.count(&served.end, &counters, ephemeral);
         reset.map(drop)
@@ -397,7 +410,9 @@ impl<'a> Thread<'a> {
     /// Reset the VM, and verify it if asked; a VM that cannot be reset is thrown away. Whether it was kept.
     fn reset(&mut self) -> Result<bool, ServeError> {
         let reset = self.sandbox.reset(self.shared.config.limit_request_memory).map_err(|errno| format!("cannot reset a VM: {errno}"));
-        let verified = reset.and_then(|()| if self.shared.config.verify_reset { self.sandbox.verify().map_err(|mismatch| mismatch.to_string()) } else { Ok(()) });
+        let verified = reset.and_then(|()| {
+            if self.shared.config.verify_reset { self.sandbox.verify().map_err(|mismatch| mismatch.to_string()) } else { Ok(()) }
+        });
         let started = verified.and_then(|()| self.sandbox.start_over().map_err(|end| end.sentence()));
         match started {
             Ok(()) => Ok(true),

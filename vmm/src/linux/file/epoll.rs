@@ -28,7 +28,8 @@ bitflags! {
 }
 
 /// Events that concern reading: a member interested in one of them hears of arrivals.
-const READING: PollEvents = PollEvents::IN.union(PollEvents::RDNORM).union(PollEvents::RDBAND).union(PollEvents::PRI).union(PollEvents::RDHUP);
+const READING: PollEvents =
+    PollEvents::IN.union(PollEvents::RDNORM).union(PollEvents::RDBAND).union(PollEvents::PRI).union(PollEvents::RDHUP);
 /// Events that concern writing.
 const WRITING: PollEvents = PollEvents::OUT.union(PollEvents::WRNORM).union(PollEvents::WRBAND);
 /// Events that are always of interest.

@@ -199,7 +199,9 @@ fn receive_channel(call: &mut Call<'_>, file: FileId, segments: &[Segment], flag
     if done == wanted || (done > 0 && !(patient && call.attempt_may_wait())) {
         return Ok(Step::Done(Received::bytes(done)));
     }
-    if done == 0 && let Some(errno) = take_error(call, file) {
+    if done == 0
+        && let Some(errno) = take_error(call, file)
+    {
         return Err(errno);
     }
     if source.ended {
@@ -235,7 +237,13 @@ fn scatter_both(memory: &crate::memory::GuestMemory, segments: &[Segment], skip:
     }
 }
 
-fn receive_message(call: &mut Call<'_>, file: FileId, source: &Source, segments: &[Segment], flags: RecvFlags) -> Result<Step<Received>, Errno> {
+fn receive_message(
+    call: &mut Call<'_>,
+    file: FileId,
+    source: &Source,
+    segments: &[Segment],
+    flags: RecvFlags,
+) -> Result<Step<Received>, Errno> {
     let channel = call.kernel.files.channels.get(source.channel)?;
     if let Some(&length) = channel.messages.front() {
         let full = u64::from(length);
@@ -284,7 +292,13 @@ enum Shape {
     Message,
 }
 
-fn send_channel(call: &mut Call<'_>, file: FileId, segments: &[Segment], flags: SendFlags, to: Option<&Address>) -> Result<Step<u64>, Errno> {
+fn send_channel(
+    call: &mut Call<'_>,
+    file: FileId,
+    segments: &[Segment],
+    flags: SendFlags,
+    to: Option<&Address>,
+) -> Result<Step<u64>, Errno> {
     let wanted = total_length(segments);
     let slot = call.kernel.files.get(file)?;
     let nonblocking = slot.nonblocking() || flags.contains(SendFlags::DONTWAIT);
@@ -440,7 +454,11 @@ fn receive_counter(call: &mut Call<'_>, file: FileId, segments: &[Segment]) -> R
         Some(value) => {
             call.kernel.files.changes += 1;
             // As on Linux the count is gone even where the buffer turns out to be bad.
-            if call.space.memory().scatter(segments, 0, &value.to_ne_bytes())? < 8 { Err(Errno::FAULT) } else { Ok(Step::Done(Received::bytes(8))) }
+            if call.space.memory().scatter(segments, 0, &value.to_ne_bytes())? < 8 {
+                Err(Errno::FAULT)
+            } else {
+                Ok(Step::Done(Received::bytes(8)))
+            }
         }
         None if nonblocking => Err(Errno::AGAIN),
         None => wait_for(call, file, PollEvents::IN, 0),

@@ -82,7 +82,14 @@ impl Files {
             File::Pair(end) => self.close_pair(&end),
             File::Stream(stream) => self.close_pair(&stream.end),
             File::Listener(listener) => self.refuse_queue(listener.queue, &listener.base),
-            File::Host(_) | File::Special(_) | File::Console(_) | File::Event(_) | File::Timer(_) | File::Signal(_) | File::Epoll(_) | File::Socket(_) => {}
+            File::Host(_)
+            | File::Special(_)
+            | File::Console(_)
+            | File::Event(_)
+            | File::Timer(_)
+            | File::Signal(_)
+            | File::Epoll(_)
+            | File::Socket(_) => {}
         }
     }
 

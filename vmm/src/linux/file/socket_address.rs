@@ -205,7 +205,9 @@ impl Address {
 /// Whether a packet to `target`, sent on this machine, arrives at a socket bound to `bound`.
 fn reaches(bound: IpAddr, target: IpAddr) -> bool {
     let local = target.is_loopback() || target.is_unspecified();
-    bound == target || (bound.is_unspecified() && local && (bound.is_ipv6() || target.is_ipv4())) || (target.is_unspecified() && bound.is_loopback())
+    bound == target
+        || (bound.is_unspecified() && local && (bound.is_ipv6() || target.is_ipv4()))
+        || (target.is_unspecified() && bound.is_loopback())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Sending and receiving on host sockets.
 
-use super::ops::{RecvFlags, Received, SendFlags, Step, broken_pipe};
+use super::ops::{Received, RecvFlags, SendFlags, Step, broken_pipe};
 use super::socket_address::{Address, Kind};
 use super::{Errno, File, FileId};
 use crate::linux::Call;
@@ -18,6 +18,12 @@ pub(super) fn receive(call: &mut Call<'_>, file: FileId, _segments: &[Segment], 
     Err(Errno::NOTCONN)
 }
 
-pub(super) fn send(call: &mut Call<'_>, file: FileId, _segments: &[Segment], flags: SendFlags, _to: Option<&Address>) -> Result<Step<u64>, Errno> {
+pub(super) fn send(
+    call: &mut Call<'_>,
+    file: FileId,
+    _segments: &[Segment],
+    flags: SendFlags,
+    _to: Option<&Address>,
+) -> Result<Step<u64>, Errno> {
     if kind(call, file)? == Kind::Stream { Err(broken_pipe(call, flags)) } else { Err(Errno::DESTADDRREQ) }
 }

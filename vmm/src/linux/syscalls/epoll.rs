@@ -97,7 +97,10 @@ pub(super) fn milliseconds(timeout: i32) -> Option<u64> {
 }
 
 fn wait(call: &mut Call<'_>, timeout: Option<u64>) -> Answer {
-    let most = usize::try_from(call.int(2)).ok().filter(|&most| most > 0 && most <= i32::MAX as usize / EVENT_BYTES as usize).ok_or(Errno::INVAL)?;
+    let most = usize::try_from(call.int(2))
+        .ok()
+        .filter(|&most| most > 0 && most <= i32::MAX as usize / EVENT_BYTES as usize)
+        .ok_or(Errno::INVAL)?;
     let most = most.min(EPOLL_MEMBERS_MAX);
     let end = call.args[1].checked_add(most as u64 * EVENT_BYTES).filter(|&end| end <= call.memory().size());
     end.ok_or(Errno::FAULT)?;

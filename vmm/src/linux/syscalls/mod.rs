@@ -7,8 +7,4 @@ mod poll;
 use super::table::Entry;
 
 /// The rows of every family.
-pub const FAMILIES: &[&[Entry]] = &[
-    epoll::ENTRIES,
-    event::ENTRIES,
-    poll::ENTRIES,
-];
+pub const FAMILIES: &[&[Entry]] = &[epoll::ENTRIES, event::ENTRIES, poll::ENTRIES];

@@ -49,6 +49,7 @@ fn install() {
 #[derive(Debug)]
 pub struct Kicker {
     timer: libc::timer_t,
+    flag: *mut u8,
     armed: Cell<bool>,
 }
 
@@ -72,7 +73,7 @@ impl Kicker {
             return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::AGAIN));
         }
         FLAG.set(flag);
-        Ok(Self { timer, armed: Cell::new(false) })
+        Ok(Self { timer, flag, armed: Cell::new(false) })
     }
 
     /// Kick this thread at a moment of the host's CLOCK_MONOTONIC, nanoseconds; at once where it has passed.
@@ -102,7 +103,10 @@ impl Kicker {
 
 impl Drop for Kicker {
     fn drop(&mut self) {
-        FLAG.set(std::ptr::null_mut());
+        // Another kicker of this thread may have taken over already.
+        if FLAG.get() == self.flag {
+            FLAG.set(std::ptr::null_mut());
+        }
         // SAFETY: the timer is ours and nobody uses it after this value.
         unsafe { libc::timer_delete(self.timer) };
     }

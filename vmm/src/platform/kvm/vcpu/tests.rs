@@ -42,7 +42,8 @@ fn faults_are_told_apart() {
     // movb $5, (%rdi); syscall
     let (mut space, code) = program(&[0xc6, 0x07, 5, 0x0f, 0x05]);
     // In a block of its own: the code's block is executable as a whole.
-    let request = MapRequest { placement: Placement::Fixed(0x8000_0000), length: 2 * PAGE, protection: RW, backing: Backing::Anonymous, label: "" };
+    let request =
+        MapRequest { placement: Placement::Fixed(0x8000_0000), length: 2 * PAGE, protection: RW, backing: Backing::Anonymous, label: "" };
     let data = space.map(request).unwrap();
     let reserved = map(&mut space, 64 << 20, Protection::empty());
     space.protect(data + PAGE, PAGE, Protection::READ).unwrap();

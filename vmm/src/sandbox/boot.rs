@@ -1,0 +1,216 @@
+//! From a configuration to a program that is ready: load, run until it waits for clients, or until it ends.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::event::PollFd;
+use rustix::io::Errno;
+
+use super::end::ListenerReport;
+use super::{HotPages, Pause, RunEnd, Sandbox};
+use crate::config::SandboxConfig;
+use crate::cpu::CpuState;
+use crate::linux::Kernel;
+use crate::linux::clock::{Clock, host_monotonic};
+use crate::linux::fd_table::{Entry, FdTable};
+use crate::linux::file::console::Console;
+use crate::linux::file::socket_address::{Address, Family};
+use crate::linux::file::{File, Files};
+use crate::linux::futex::FutexTable;
+use crate::linux::grants::{GrantError, Grants};
+use crate::linux::path::Directory;
+use crate::linux::process::Process;
+use crate::linux::thread::{Thread, Threads, Tid};
+use crate::linux::trace::Recorder;
+use crate::loader::LoadError;
+use crate::memory::AddressSpace;
+use crate::platform::kvm::{Kicker, OpenKvmError, Vm};
+use crate::stats::RunCounters;
+
+/// The guest's process id: never 0 or 1, so that no program takes itself for init.
+const PID: Tid = 2;
+/// Descriptors that a process may have open on the host's side, bytes of umask as login shells set it.
+const UMASK: u32 = 0o022;
+
+/// Why a program could not be put into a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadSandboxError {
+    /// A permission names what cannot be granted.
+    #[error(transparent)]
+    Grant(#[from] GrantError),
+    /// The program cannot be loaded.
+    #[error(transparent)]
+    Program(#[from] LoadError),
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] OpenKvmError),
+    /// The host has no such range of addresses.
+    #[error("cannot reserve {0} MiB of address space: {1}")]
+    AddressSpace(u64, Errno),
+    /// Something of the first process could not be made.
+    #[error("cannot set up the process: {0}")]
+    Process(Errno),
+}
+
+impl Sandbox {
+    /// Load a program into a new VM.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadSandboxError`].
+    pub fn load(config: &SandboxConfig) -> Result<Self, LoadSandboxError> {
+        let implicit = crate::loader::implicit_files(Path::new(&config.program));
+        let grants = Arc::new(Grants::new(config, implicit)?);
+        let mut space = AddressSpace::new(config.max_address_space, config.max_main_memory)
+            .map_err(|errno| LoadSandboxError::AddressSpace(config.max_address_space >> 20, errno))?;
+        let opener = |path: &[u8]| grants.open_host(path);
+        let loaded = crate::loader::load(config, &opener, &mut space)?;
+        let clock = Clock::default();
+        let main = Thread {
+            tid: PID,
+            cpu: CpuState { registers: loaded.registers, ..CpuState::default() },
+            name: loaded.name,
+            ..Thread::default()
+        };
+        let cwd = Directory::first(&grants);
+        let process = Process::new(PID, cwd, UMASK, Arc::new(loaded.identity), clock.monotonic());
+        let mut kernel = Kernel {
+            process,
+            threads: Threads::new(main),
+            files: Files::default(),
+            futexes: FutexTable::default(),
+            clock,
+            grants,
+            notes: Vec::new(),
+        };
+        open_standard_streams(&mut kernel).map_err(LoadSandboxError::Process)?;
+        let vm = Vm::new(&space, false)?;
+        let sandbox = Self {
+            vm,
+            space,
+            kernel,
+            on_vcpu: PID,
+            recorder: Recorder::default(),
+            trace: config.trace_system_calls,
+            counters: RunCounters::default(),
+            dirty_pages_max: u64::MAX,
+            frozen: None,
+            hot: HotPages::default(),
+            random: (loaded.random_address, [0; 16]),
+            retried_fault: None,
+            seen_changes: 0,
+            armed: u64::MAX,
+        };
+        sandbox.update_clock_page();
+        Ok(sandbox)
+    }
+
+    /// Run until the program is ready or ends; `deadline` is a moment of the host's CLOCK_MONOTONIC.
+    pub fn boot(&mut self, kicker: &Kicker, deadline: u64) -> RunEnd {
+        let started = host_monotonic();
+        loop {
+            match self.run(kicker, deadline, None) {
+                Pause::Ended(end) => return end,
+                Pause::StreamClosed => {}
+                Pause::Idle => {
+                    if let Some(wait) = self.kernel.waits_for_clients() {
+                        return RunEnd::Ready {
+                            wait: wait.name(),
+                            listeners: self.listener_reports(),
+                            init_ns: host_monotonic().saturating_sub(started),
+                        };
+                    }
+                    if let Some(end) = self.sleep(deadline, &mut []) {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    fn listener_reports(&self) -> Vec<ListenerReport> {
+        let listeners = self.kernel.listeners();
+        listeners.iter().filter(|listener| listener.listening).map(|listener| report(listener.family, &listener.address)).collect()
+    }
+
+    /// The first address that the host would not bind for the program.
+    #[must_use]
+    pub fn refused_listen(&self) -> Option<(ListenerReport, Errno)> {
+        let failure = self.kernel.bind_failures().first()?;
+        let family = match &failure.address {
+            Address::Inet(address) if address.is_ipv6() => Family::Inet6,
+            Address::Unix(_) => Family::Unix,
+            _ => Family::Inet,
+        };
+        Some((report(family, &failure.address), failure.errno))
+    }
+
+    /// All threads sleep: wait on the host for whatever may wake one, for `others`, or for the deadline. The end of the run
+    /// where the deadline has passed, or where nothing can ever happen.
+    pub fn sleep(&mut self, deadline: u64, others: &mut [PollFd<'_>]) -> Option<RunEnd> {
+        let now = host_monotonic();
+        let tid = self.kernel.threads.current;
+        if now >= deadline {
+            return Some(RunEnd::TimedOut { detail: self.describe(tid) });
+        }
+        let polls = self.kernel.host_polls();
+        let next = self.kernel.next_deadline().map(|next| self.kernel.clock.to_host(next));
+        if polls.is_empty() && next.is_none() && others.is_empty() && self.frozen.is_none() {
+            return Some(RunEnd::Deadlocked { detail: self.describe(tid) });
+        }
+        let until = next.map_or(deadline, |next| next.min(deadline));
+        let left = until.saturating_sub(now);
+        let mut fds: Vec<PollFd<'_>> = polls
+            .iter()
+            .map(|(fd, events)| PollFd::new(&**fd, rustix::event::PollFlags::from_bits_retain(u16::try_from(events.bits()).unwrap_or(0))))
+            .collect();
+        let first = fds.len();
+        fds.extend(others.iter().map(clone_poll));
+        let timeout = (until != u64::MAX).then(|| rustix::time::Timespec {
+            tv_sec: (left / 1_000_000_000).cast_signed(),
+            tv_nsec: (left % 1_000_000_000).cast_signed(),
+        });
+        // EINTR is a kick: the caller looks at everything again.
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        for (target, source) in others.iter_mut().zip(&fds[first..]) {
+            target.clear_revents();
+            if !source.revents().is_empty() {
+                *target = clone_poll(source);
+            }
+        }
+        self.vm.clear_kick();
+        self.armed = u64::MAX;
+        self.kernel.files.changes += 1;
+        None
+    }
+}
+
+/// A `PollFd` with the same descriptor, events and results.
+fn clone_poll<'fd>(fd: &PollFd<'fd>) -> PollFd<'fd> {
+    fd.clone()
+}
+
+fn report(family: Family, address: &Address) -> ListenerReport {
+    let family = match family {
+        Family::Inet => "inet",
+        Family::Inet6 => "inet6",
+        Family::Unix => "unix",
+    };
+    match address {
+        Address::Inet(address) => ListenerReport { family, address: address.ip().to_string(), port: address.port() },
+        Address::Unix(path) => ListenerReport { family, address: String::from_utf8_lossy(path).into_owned(), port: 0 },
+        Address::Unnamed => ListenerReport { family, address: String::new(), port: 0 },
+    }
+}
+
+fn open_standard_streams(kernel: &mut Kernel) -> Result<(), Errno> {
+    for number in 0..3 {
+        if let Some(console) = Console::standard(number) {
+            let mode = console.access_mode();
+            let file = kernel.files.add(File::Console(console), mode)?;
+            let fd = FdTable::chosen(i32::from(number), usize::MAX)?;
+            kernel.process.fds.set(fd, Some(Entry { file, close_on_exec: false }));
+        }
+    }
+    Ok(())
+}
