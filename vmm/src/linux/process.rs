@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use linux_raw_sys::general as sys;
+
+use super::MonotonicNs;
 use super::fd_table::FdTable;
 use super::path::Directory;
 use super::signal::ProcessSignals;
 use super::thread::Tid;
+use crate::limits::{FDS_MAX, SIGNALS_MAX, STACK_BYTES, THREADS_MAX};
 
 /// One process.
 #[derive(Debug, Clone)]
@@ -28,6 +32,63 @@ pub struct Process {
     pub prctl: PrctlState,
     /// What to do when the process has ended.
     pub exit_status: Option<i32>,
+    /// Process group; a program started from a shell leads its own.
+    pub pgid: Tid,
+    /// Session.
+    pub sid: Tid,
+    /// `setpriority(2)` nice value, -20 to 19.
+    pub nice: i32,
+    /// `ioprio_set(2)`; 0 for none.
+    pub io_priority: u32,
+    /// CLOCK_MONOTONIC when it began.
+    pub started: MonotonicNs,
+}
+
+impl Process {
+    /// A process that has just been loaded.
+    #[must_use]
+    pub fn new(pid: Tid, cwd: Directory, umask: u32, identity: Arc<Identity>, started: MonotonicNs) -> Self {
+        let sid = identity.ppid;
+        Self {
+            pid,
+            fds: FdTable::default(),
+            signals: ProcessSignals::default(),
+            cwd,
+            umask,
+            identity,
+            rlimits: default_rlimits(),
+            prctl: PrctlState::default(),
+            exit_status: None,
+            pgid: pid,
+            sid,
+            nice: 0,
+            io_priority: 0,
+            started,
+        }
+    }
+}
+
+/// The limits that a program starts with, soft and hard, by RLIMIT_* number: Linux's defaults, with our own bounds where they
+/// are tighter.
+#[must_use]
+pub fn default_rlimits() -> [(u64, u64); 16] {
+    let infinity = u64::MAX;
+    let mut limits = [(infinity, infinity); 16];
+    let mut set = |resource: u32, soft: u64, hard: u64| {
+        if let Some(limit) = limits.get_mut(resource as usize) {
+            *limit = (soft, hard);
+        }
+    };
+    set(sys::RLIMIT_STACK, STACK_BYTES, infinity);
+    set(sys::RLIMIT_CORE, 0, infinity);
+    set(sys::RLIMIT_NPROC, THREADS_MAX as u64, THREADS_MAX as u64);
+    set(sys::RLIMIT_NOFILE, 1024, FDS_MAX as u64);
+    set(sys::RLIMIT_MEMLOCK, 8 << 20, 8 << 20);
+    set(sys::RLIMIT_SIGPENDING, SIGNALS_MAX as u64, SIGNALS_MAX as u64);
+    set(sys::RLIMIT_MSGQUEUE, 819_200, 819_200);
+    set(sys::RLIMIT_NICE, 0, 0);
+    set(sys::RLIMIT_RTPRIO, 0, 0);
+    limits
 }
 
 /// Small per-process settings of `prctl(2)`.

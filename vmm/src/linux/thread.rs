@@ -57,6 +57,21 @@ pub struct Thread {
     pub cpu_time_ns: u64,
     /// Set by FUTEX_WAKE and relatives for a thread that waits on a futex.
     pub futex_woken: bool,
+    /// What the woken futex wait answers: the index for `futex_waitv`, else 0.
+    pub futex_answer: u32,
+    /// `rt_sigreturn` has put a new area into `cpu.extended`; whoever enters guest code loads it and clears this.
+    pub extended_changed: bool,
+    /// A thread just made: its extended state is that of this one, which is on the processor at that moment.
+    pub inherit_extended_from: Option<Tid>,
+}
+
+/// Numbers of threads wrap around below this, as `kernel.pid_max` does on 64-bit Linux.
+const TID_END: Tid = 4 << 20;
+/// Where numbers go on after wrapping around; the low ones stay free for the program's main thread and its parent.
+const TID_RESTART: Tid = 300;
+
+const fn following(tid: Tid) -> Tid {
+    if tid >= TID_END - 1 { TID_RESTART } else { tid + 1 }
 }
 
 /// All threads of the VM, and who is next.
@@ -64,6 +79,14 @@ pub struct Thread {
 pub struct Threads {
     by_tid: BTreeMap<Tid, Thread>,
     next_tid: Tid,
+    /// The process id, which is never given to another thread.
+    main: Tid,
+    /// The thread that last entered guest code; when it changes, restartable sequences of the next one are aborted.
+    pub last_entered: Tid,
+    /// Processor time of threads that have ended, nanoseconds.
+    pub ended_cpu_time_ns: u64,
+    /// Exit status of the main thread, where it ended before others.
+    pub main_status: Option<i32>,
     /// The thread whose registers are on the vCPU.
     pub current: Tid,
     /// When the current thread's time slice ends, if others can run.
@@ -75,7 +98,7 @@ impl Threads {
     #[must_use]
     pub fn new(main: Thread) -> Self {
         let tid = main.tid;
-        Self { by_tid: BTreeMap::from([(tid, main)]), next_tid: tid + 1, current: tid, slice_end: None }
+        Self { by_tid: BTreeMap::from([(tid, main)]), next_tid: following(tid), main: tid, current: tid, last_entered: tid, ..Self::default() }
     }
 
     /// The thread with this id.
@@ -104,8 +127,12 @@ impl Threads {
 
     /// Add a thread under a new id, which is also returned.
     pub fn add(&mut self, mut thread: Thread) -> Tid {
-        let tid = self.next_tid;
-        self.next_tid += 1;
+        let mut tid = self.next_tid;
+        // Numbers are used again only after a whole round, as in Linux; the table is far smaller than the round.
+        while self.by_tid.contains_key(&tid) || tid == self.main {
+            tid = following(tid);
+        }
+        self.next_tid = following(tid);
         thread.tid = tid;
         self.by_tid.insert(tid, thread);
         tid
@@ -124,6 +151,12 @@ impl Threads {
     /// All of them, to change.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Thread> {
         self.by_tid.values_mut()
+    }
+
+    /// Processor time of the process, nanoseconds.
+    #[must_use]
+    pub fn cpu_time_ns(&self) -> u64 {
+        self.iter().fold(self.ended_cpu_time_ns, |sum, thread| sum.saturating_add(thread.cpu_time_ns))
     }
 
     /// How many there are.
