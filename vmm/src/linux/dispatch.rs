@@ -1,7 +1,7 @@
 //! One system call from number to outcome, and what the outcome does to the thread that made it.
 
 use super::thread::{Blocked, State, Tid};
-use super::{Answer, Attempt, Call, Errno, Kernel, MonotonicNs, Outcome, Restart, table};
+use super::{Answer, Attempt, Call, Errno, Kernel, MonotonicNs, Outcome, table};
 use crate::memory::AddressSpace;
 
 /// What became of a call.
@@ -76,8 +76,8 @@ impl Kernel {
                 return Applied::ProcessEnded;
             }
             Ok(Outcome::Block(wait)) if attempt == Attempt::Interrupted => {
-                self.cancel_wait(tid);
-                if wait.restart == Restart::IfAsked && self.next_signal_restarts(tid) {
+                self.futexes.remove(tid);
+                if self.call_restarts(tid, wait.restart) {
                     // The instruction is made again after the handler: two bytes back to `syscall`, with its number.
                     let registers = &mut self.threads.get_mut(tid).cpu.registers;
                     registers.rip = registers.rip.wrapping_sub(2);

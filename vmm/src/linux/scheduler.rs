@@ -13,9 +13,9 @@ impl Kernel {
         let happened = match &blocked.wait.on {
             WaitFor::Nothing => false,
             WaitFor::Futex => thread.futex_woken,
-            WaitFor::Signals(mask) => self.pending_for(tid) & mask != 0,
+            WaitFor::Signals(mask) => self.pending_signals(tid) & mask != 0,
             WaitFor::Files(files) => {
-                let view = View { now, pending_signals: self.pending_for(tid) };
+                let view = View { now, pending_signals: self.pending_signals(tid) };
                 let always = PollEvents::ERR | PollEvents::HUP | PollEvents::NVAL;
                 files.iter().any(|&(file, events)| self.files.readiness(file, &view).events.intersects(events | always))
             }

@@ -106,3 +106,9 @@ pub fn table() -> &'static [Option<Entry>; NUMBERS] {
         table
     })
 }
+
+/// The name of a call.
+#[must_use]
+pub fn name(number: usize) -> &'static str {
+    table().get(number).copied().flatten().map_or("an unknown call", |entry| entry.name)
+}

@@ -6,7 +6,7 @@ use crate::limits::{PAGE, SLICE_NS};
 use crate::linux::clock::host_monotonic;
 use crate::linux::dispatch::Applied;
 use crate::linux::file::stream_host::StreamHandle;
-use crate::linux::signal::Delivery;
+use crate::linux::signal_delivery::Delivery;
 use crate::linux::thread::{State, Tid};
 use crate::linux::{Attempt, Kernel, trace};
 use crate::platform::Exit;
@@ -52,14 +52,14 @@ impl Sandbox {
             if let Some(status) = self.kernel.process.exit_status {
                 return Pause::Ended(RunEnd::Exited { status: status & 0xff });
             }
-            if watched.is_some_and(|stream| self.kernel.stream_status(stream).guest_closed) {
+            if watched.is_some_and(|stream| self.kernel.stream_is_closed(stream)) {
                 return Pause::StreamClosed;
             }
             let Some(tid) = self.pick() else { return Pause::Idle };
             self.kernel.threads.current = tid;
-            if let Some(attempt) = self.due_attempt(tid) {
+            if let Some((attempt, call)) = self.due_attempt(tid) {
                 let applied = self.kernel.retry(&mut self.space, tid, attempt);
-                self.after_call(tid, applied, None);
+                self.after_call(tid, applied, call, true);
                 continue;
             }
             if let Err(errno) = self.switch_to(tid) {
@@ -97,16 +97,19 @@ impl Sandbox {
     }
 
     /// For a thread that was woken inside a call: why.
-    fn due_attempt(&mut self, tid: Tid) -> Option<Attempt> {
+    fn due_attempt(&mut self, tid: Tid) -> Option<(Attempt, (usize, [u64; 6]))> {
         let State::Blocked(blocked) = &mut self.kernel.threads.get_mut(tid).state else { return None };
         blocked.woken = false;
+        let call = (blocked.number, blocked.args);
         // What woke it may be gone again; then the handler looks, and sleeps on.
-        Some(self.kernel.wait_over(tid, self.kernel.clock.monotonic()).unwrap_or(Attempt::Woken))
+        let attempt = self.kernel.wait_over(tid, self.kernel.clock.monotonic()).unwrap_or(Attempt::Woken);
+        Some((attempt, call))
     }
 
     /// Put a thread on the vCPU: its general registers always, its extended state if another thread's is there.
     fn switch_to(&mut self, tid: Tid) -> Result<(), rustix::io::Errno> {
         if tid != self.on_vcpu {
+            self.kernel.abort_sequence(&self.space, self.on_vcpu);
             self.counters.switches += 1;
             if let Some(previous) = self.kernel.threads.find(self.on_vcpu) {
                 previous.cpu.extended = self.vm.extended()?;
@@ -208,7 +211,7 @@ impl Sandbox {
         if self.kernel.threads.len() > threads {
             self.inherit_extended();
         }
-        self.after_call(tid, applied, Some((number, args)));
+        self.after_call(tid, applied, (number, args), false);
     }
 
     /// A new thread starts with its parent's extended state, which is on the vCPU at this moment.
@@ -220,22 +223,17 @@ impl Sandbox {
         }
     }
 
-    fn after_call(&mut self, tid: Tid, applied: Applied, call: Option<(usize, [u64; 6])>) {
-        if let Some((number, args)) = call {
-            let result = match applied {
-                Applied::Done => self.kernel.threads.peek(tid).map(|thread| Kernel::result_of(thread.cpu.registers.rax)),
-                _ => None,
-            };
+    fn after_call(&mut self, tid: Tid, applied: Applied, (number, args): (usize, [u64; 6]), resumed: bool) {
+        let result = match applied {
+            Applied::Done => self.kernel.threads.peek(tid).map(|thread| Kernel::result_of(thread.cpu.registers.rax)),
+            _ => None,
+        };
+        // A call that slept is recorded when it begins, and again when it has its result.
+        if !resumed || result.is_some() {
             self.recorder.push(number, args, result);
             if self.trace {
                 eprint_line(&trace::line(number, &args, self.space.memory(), result, tid));
             }
-        } else if self.trace
-            && applied == Applied::Done
-            && let Some(thread) = self.kernel.threads.peek(tid)
-        {
-            let result = Kernel::result_of(thread.cpu.registers.rax);
-            eprint_line(&trace::resumed(thread.cpu.registers.rip, result, tid));
         }
         if self.kernel.files.changes != self.seen_changes && self.kernel.threads.len() > 1 {
             self.seen_changes = self.kernel.files.changes;

@@ -181,6 +181,13 @@ impl Kernel {
         }
     }
 
+    /// Whether all descriptors of the guest's end are closed; cheap enough for every turn of the run loop.
+    #[must_use]
+    pub fn stream_is_closed(&self, handle: StreamHandle) -> bool {
+        let channels = &self.files.channels;
+        channels.get(handle.outgoing).map_or(true, |channel| channel.writers == 0) && channels.get(handle.incoming).map_or(true, |channel| channel.readers == 0)
+    }
+
     /// The host gives the connection up: a guest that still uses it sees a reset.
     pub fn stream_release(&mut self, handle: StreamHandle) {
         self.files.release_stream(handle);
