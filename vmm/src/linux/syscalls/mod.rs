@@ -2,6 +2,13 @@
 
 mod epoll;
 mod event;
+mod fcntl;
+mod fs_dir;
+mod fs_lock;
+mod fs_open;
+mod fs_stat;
+mod io;
+mod ioctl;
 mod poll;
 
 use super::table::Entry;
@@ -10,5 +17,12 @@ use super::table::Entry;
 pub const FAMILIES: &[&[Entry]] = &[
     epoll::ENTRIES,
     event::ENTRIES,
+    fcntl::ENTRIES,
+    fs_dir::ENTRIES,
+    fs_lock::ENTRIES,
+    fs_open::ENTRIES,
+    fs_stat::ENTRIES,
+    io::ENTRIES,
+    ioctl::ENTRIES,
     poll::ENTRIES,
 ];
