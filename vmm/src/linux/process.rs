@@ -109,7 +109,7 @@ pub struct PrctlState {
 }
 
 /// What is fixed once a program is loaded: the source of /proc/self and of `getuid` and friends.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Identity {
     /// Guest path of the executable (`/proc/self/exe`).
     pub executable: Vec<u8>,

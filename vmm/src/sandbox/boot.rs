@@ -1,9 +1,11 @@
 //! From a configuration to a program that is ready: load, run until it waits for clients, or until it ends.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::event::PollFd;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::end::ListenerReport;
@@ -15,11 +17,11 @@ use crate::linux::clock::{Clock, host_monotonic};
 use crate::linux::fd_table::{Entry, FdTable};
 use crate::linux::file::console::Console;
 use crate::linux::file::socket_address::{Address, Family};
-use crate::linux::file::{File, Files};
+use crate::linux::file::{File, Files, PollEvents};
 use crate::linux::futex::FutexTable;
 use crate::linux::grants::{GrantError, Grants};
-use crate::linux::path::Directory;
-use crate::linux::process::Process;
+use crate::linux::path::{Directory, Last, Node, Walker};
+use crate::linux::process::{Identity, Process};
 use crate::linux::thread::{Thread, Threads, Tid};
 use crate::linux::trace::Recorder;
 use crate::loader::LoadError;
@@ -63,26 +65,23 @@ impl Sandbox {
         let grants = Arc::new(Grants::new(config, implicit)?);
         let mut space = AddressSpace::new(config.max_address_space, config.max_main_memory)
             .map_err(|errno| LoadSandboxError::AddressSpace(config.max_address_space >> 20, errno))?;
-        let opener = |path: &[u8]| grants.open_host(path);
-        let loaded = crate::loader::load(config, &opener, &mut space)?;
         let clock = Clock::default();
-        let main = Thread {
-            tid: PID,
-            cpu: CpuState { registers: loaded.registers, ..CpuState::default() },
-            name: loaded.name,
-            ..Thread::default()
-        };
         let cwd = Directory::first(&grants);
-        let process = Process::new(PID, cwd, UMASK, Arc::new(loaded.identity), clock.monotonic());
+        let process = Process::new(PID, cwd, UMASK, Arc::new(Identity::default()), clock.monotonic());
         let mut kernel = Kernel {
             process,
-            threads: Threads::new(main),
+            threads: Threads::new(Thread { tid: PID, ..Thread::default() }),
             files: Files::default(),
             futexes: FutexTable::default(),
             clock,
             grants,
             notes: Vec::new(),
         };
+        let loaded = crate::loader::load(config, &|path: &[u8]| open_program(&kernel, path), &mut space)?;
+        let main = kernel.threads.get_mut(PID);
+        main.cpu = CpuState { registers: loaded.registers, ..CpuState::default() };
+        main.name = loaded.name;
+        kernel.process.identity = Arc::new(loaded.identity);
         open_standard_streams(&mut kernel).map_err(LoadSandboxError::Process)?;
         let vm = Vm::new(&space, false)?;
         let sandbox = Self {
@@ -160,24 +159,9 @@ impl Sandbox {
         }
         let until = next.map_or(deadline, |next| next.min(deadline));
         let left = until.saturating_sub(now);
-        let mut fds: Vec<PollFd<'_>> = polls
-            .iter()
-            .map(|(fd, events)| PollFd::new(&**fd, rustix::event::PollFlags::from_bits_retain(u16::try_from(events.bits()).unwrap_or(0))))
-            .collect();
-        let first = fds.len();
-        fds.extend(others.iter().map(clone_poll));
-        let timeout = (until != u64::MAX).then(|| rustix::time::Timespec {
-            tv_sec: (left / 1_000_000_000).cast_signed(),
-            tv_nsec: (left % 1_000_000_000).cast_signed(),
-        });
-        // EINTR is a kick: the caller looks at everything again.
-        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
-        for (target, source) in others.iter_mut().zip(&fds[first..]) {
-            target.clear_revents();
-            if !source.revents().is_empty() {
-                *target = clone_poll(source);
-            }
-        }
+        let timeout =
+            (until != u64::MAX).then(|| rustix::time::Timespec { tv_sec: (left / 1_000_000_000).cast_signed(), tv_nsec: (left % 1_000_000_000).cast_signed() });
+        poll_both(&polls, others, timeout.as_ref());
         self.vm.clear_kick();
         self.armed = u64::MAX;
         self.kernel.files.changes += 1;
@@ -185,9 +169,18 @@ impl Sandbox {
     }
 }
 
-/// A `PollFd` with the same descriptor, events and results.
-fn clone_poll<'fd>(fd: &PollFd<'fd>) -> PollFd<'fd> {
-    fd.clone()
+/// Poll what the program waits for and what the caller waits for; the caller's results are stored in `others`. EINTR is a
+/// kick: the caller looks at everything again.
+fn poll_both(polls: &[(Arc<OwnedFd>, PollEvents)], others: &mut [PollFd<'_>], timeout: Option<&rustix::time::Timespec>) {
+    let flags = |events: PollEvents| PollFlags::from_bits_retain(u16::try_from(events.bits()).unwrap_or(0));
+    let mut fds: Vec<PollFd<'_>> = others.iter().cloned().collect();
+    fds.extend(polls.iter().map(|(fd, events)| PollFd::new(&**fd, flags(*events))));
+    let ready = rustix::event::poll(&mut fds, timeout).is_ok();
+    let results: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+    drop(fds);
+    for (other, result) in others.iter_mut().zip(results) {
+        other.set_revents(if ready { result } else { PollFlags::empty() });
+    }
 }
 
 fn report(family: Family, address: &Address) -> ListenerReport {
@@ -200,6 +193,19 @@ fn report(family: Family, address: &Address) -> ListenerReport {
         Address::Inet(address) => ListenerReport { family, address: address.ip().to_string(), port: address.port() },
         Address::Unix(path) => ListenerReport { family, address: String::from_utf8_lossy(path).into_owned(), port: 0 },
         Address::Unnamed => ListenerReport { family, address: String::new(), port: 0 },
+    }
+}
+
+/// Open a file for the loader as the program itself could.
+fn open_program(kernel: &Kernel, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let walker = Walker::new(kernel, PID);
+    let found = walker.walk_from(walker.root()?, path, Last::Follow)?.existing()?;
+    if !walker.access(&found.path).read {
+        return Err(Errno::ACCESS);
+    }
+    match &found.node {
+        Node::Host(handle, _) => crate::linux::host_path::open_object(handle, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK),
+        _ => Err(Errno::ACCESS),
     }
 }
 

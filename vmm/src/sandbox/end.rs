@@ -98,7 +98,7 @@ impl RunEnd {
             Self::Responded => "the program has answered".into(),
             Self::Exited { status } => format!("the program exited with status {status} instead of answering"),
             Self::Killed { signal, detail } => {
-                format!("the program was killed by signal {signal} ({}): {detail}", crate::linux::signal::name(*signal))
+                format!("the program was killed by signal {signal} ({}): {detail}", signal_name(*signal))
             }
             Self::TimedOut { detail } => format!("the program took too long: {detail}"),
             Self::OutOfMemory { detail } => format!("the program used too much memory: {detail}"),
@@ -106,5 +106,32 @@ impl RunEnd {
             Self::ClientGone => "the client went away before it was answered".into(),
             Self::Broken { detail } => format!("the virtual machine failed: {detail}"),
         }
+    }
+}
+
+/// The name of a signal, for people.
+const fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        26 => "SIGVTALRM",
+        27 => "SIGPROF",
+        31 => "SIGSYS",
+        _ => "a signal",
     }
 }

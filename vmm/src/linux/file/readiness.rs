@@ -119,7 +119,7 @@ impl Kernel {
     /// What the readiness of files depends on besides the files, for this thread.
     #[must_use]
     pub fn view(&self, tid: Tid) -> View {
-        View { now: self.clock.monotonic(), pending_signals: self.signals_pending_for(tid) }
+        View { now: self.clock.monotonic(), pending_signals: self.pending_signals(tid) }
     }
 
     /// The host descriptors that blocked threads wait for, directly or through epoll sets, so that the run loop can poll them.

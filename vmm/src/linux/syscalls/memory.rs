@@ -10,6 +10,7 @@ use linux_raw_sys::general as abi;
 use rustix::io::Errno;
 
 use crate::limits::PAGE;
+use crate::linux::file::File;
 use crate::linux::table::{Arg, Entry, full, ignored, partial};
 use crate::linux::{Answer, Call, Outcome};
 use crate::memory::{Backing, MapRequest, Placement, Protection};
@@ -91,10 +92,13 @@ fn file_backing(call: &Call<'_>, protection: Protection, shared: bool, offset: u
     if i64::try_from(offset).is_err() {
         return Err(Errno::OVERFLOW);
     }
-    call.kernel.mappable(id, shared).map(|mappable| match mappable {
-        Some((file, name)) => Backing::File { file, offset, shared, name: Arc::from(String::from_utf8_lossy(&name).as_ref()) },
-        None => Backing::Anonymous,
-    })
+    match &slot.file {
+        File::Host(file) if !file.is_directory() => {
+            Ok(Backing::File { file: Arc::clone(file.descriptor()), offset, shared, name: Arc::from(String::from_utf8_lossy(file.path()).as_ref()) })
+        }
+        File::Special(file) if file.maps_as_zeros() => Ok(Backing::Anonymous),
+        _ => Err(Errno::NODEV),
+    }
 }
 
 /// `int munmap(void *addr, size_t length)`

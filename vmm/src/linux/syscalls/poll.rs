@@ -238,7 +238,7 @@ pub(super) fn begin_mask(call: &mut Call<'_>, address: u64, size: u64) -> Result
         return Err(Errno::INVAL);
     }
     let mask: u64 = call.memory().read(address)?;
-    call.kernel.begin_wait_mask(call.tid, mask);
+    call.kernel.set_temporary_mask(call.tid, mask);
     Ok(())
 }
 
@@ -246,7 +246,7 @@ pub(super) fn begin_mask(call: &mut Call<'_>, address: u64, size: u64) -> Result
 /// that the handler's frame holds the old mask.
 pub(super) fn end_call(call: &mut Call<'_>, answer: Answer) -> Answer {
     if !matches!(answer, Ok(Outcome::Block(_))) {
-        call.kernel.end_wait_mask(call.tid);
+        call.kernel.end_temporary_mask(call.tid);
     }
     answer
 }
