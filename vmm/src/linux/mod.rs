@@ -16,6 +16,8 @@ pub mod fd_table;
 pub mod file;
 pub mod futex;
 pub mod grants;
+pub mod guest_path;
+pub mod host_path;
 pub mod path;
 pub mod process;
 pub mod scheduler;

@@ -7,6 +7,7 @@
 //! reading and its writing side (bytes arrived, room appeared, the peer went away). An edge-triggered epoll member reports
 //! when it is ready and a counter of its interest has moved since its last report.
 
+pub mod attributes;
 pub mod channel;
 pub mod console;
 pub mod epoll;
@@ -21,6 +22,8 @@ pub mod socket_address;
 pub mod socket_base;
 mod socket_io;
 pub mod special;
+pub mod special_process;
+pub mod special_text;
 pub mod stream;
 pub mod stream_host;
 

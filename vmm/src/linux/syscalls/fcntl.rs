@@ -31,6 +31,10 @@ pub const ENTRIES: &[Entry] = &[
     ),
 ];
 
+/// Close with the table unshared from other processes'.
+const CLOSE_RANGE_UNSHARE: u32 = 2;
+/// Mark for closing at execve(2) instead of closing.
+const CLOSE_RANGE_CLOEXEC: u32 = 4;
 /// Status flags that F_SETFL may change.
 const SETTABLE: u32 = abi::O_APPEND | abi::O_NONBLOCK | abi::O_DIRECT | abi::O_NOATIME;
 
@@ -47,7 +51,7 @@ fn close_one(call: &mut Call<'_>, fd: i32) -> Result<(), Errno> {
 
 fn close_range(call: &mut Call<'_>) -> Answer {
     let (first, last, flags) = (call.uint(0), call.uint(1), call.uint(2));
-    if flags & !(abi::CLOSE_RANGE_CLOEXEC | abi::CLOSE_RANGE_UNSHARE) != 0 || first > last {
+    if flags & !(CLOSE_RANGE_CLOEXEC | CLOSE_RANGE_UNSHARE) != 0 || first > last {
         return Err(Errno::INVAL);
     }
     let in_range: Vec<i32> = call
@@ -60,7 +64,7 @@ fn close_range(call: &mut Call<'_>) -> Answer {
         .filter_map(|fd| i32::try_from(fd).ok())
         .collect();
     for fd in in_range {
-        if flags & abi::CLOSE_RANGE_CLOEXEC != 0 {
+        if flags & CLOSE_RANGE_CLOEXEC != 0 {
             call.kernel.process.fds.entry_mut(fd)?.close_on_exec = true;
         } else {
             close_one(call, fd)?;

@@ -5,6 +5,7 @@ use rustix::fs::SeekFrom;
 
 use crate::limits::RW_BYTES_MAX;
 use crate::linux::file::host::WriteTo;
+use crate::linux::file::ops::{self, RecvFlags, SendFlags};
 use crate::linux::file::special::{Node as SpecialNode, SpecialFile};
 use crate::linux::file::{File, FileId, PollEvents};
 use crate::linux::table::{Arg, Entry, full};
@@ -185,7 +186,7 @@ fn transfer_in(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At) ->
             answer => Ok(answer?.into()),
         },
         _ if at != At::Current => Err(Errno::SPIPE),
-        _ => Err(Errno::INVAL),
+        _ => ops::read_stream_like(call, id, segments, RecvFlags::empty()),
     }
 }
 
@@ -230,15 +231,18 @@ fn transfer_out(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At, a
             }
             Ok(count.into())
         }
-        File::Special(file) => write_special(call, id, &file.clone(), segments),
+        File::Special(file) => {
+            let file = file.clone();
+            write_special(call, &file, segments)
+        }
         File::Console(_) if at != At::Current => Err(Errno::SPIPE),
         File::Console(_) => write_console(call, id, segments),
         _ if at != At::Current => Err(Errno::SPIPE),
-        _ => Err(Errno::INVAL),
+        _ => ops::write_stream_like(call, id, segments, SendFlags::empty()),
     }
 }
 
-fn write_special(call: &mut Call<'_>, id: FileId, file: &SpecialFile, segments: &[Segment]) -> Answer {
+fn write_special(call: &mut Call<'_'>, file: &SpecialFile, segments: &[Segment]) -> Answer {
     match file.node() {
         SpecialNode::Device(device) => Ok(device.write(segments)?.into()),
         SpecialNode::Text(text) if text.is_writable() => {
@@ -249,7 +253,6 @@ fn write_special(call: &mut Call<'_>, id: FileId, file: &SpecialFile, segments: 
             let name: Vec<u8> = bytes.iter().copied().take_while(|byte| *byte != b'\n' && *byte != 0).take(15).collect();
             thread.name = [0; 16];
             thread.name[..name.len()].copy_from_slice(&name);
-            let _ = id;
             Ok(bytes.len().into())
         }
         _ => Err(Errno::BADF),
@@ -272,17 +275,11 @@ fn write_console(call: &mut Call<'_>, id: FileId, segments: &[Segment]) -> Answe
             }
             Err(Errno::AGAIN) if call.progress > 0 && (nonblocking || call.attempt == Attempt::Interrupted) => return Ok(call.progress.into()),
             Err(Errno::AGAIN) if !nonblocking => return wait_for(id, PollEvents::OUT),
-            Err(Errno::PIPE) if call.progress == 0 => return Err(broken_pipe(call)),
+            Err(Errno::PIPE) if call.progress == 0 => return Err(ops::broken_pipe(call, SendFlags::empty())),
             Err(_) if call.progress > 0 => return Ok(call.progress.into()),
             Err(errno) => return Err(errno),
         }
     }
-}
-
-/// SIGPIPE for the caller, and EPIPE.
-pub(super) fn broken_pipe(call: &mut Call<'_>) -> Errno {
-    let _ = call;
-    Errno::PIPE
 }
 
 fn lseek(call: &mut Call<'_>) -> Answer {
