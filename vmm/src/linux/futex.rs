@@ -227,7 +227,8 @@ impl Kernel {
     ///
     /// EINVAL as for [`Kernel::futex_wake_key`].
     pub fn futex_requeue(&mut self, from: FutexKey, to: (FutexKey, u64), wake: usize, requeue: usize) -> Result<(usize, usize), Errno> {
-        if self.futexes.waiters.iter().any(|waiter| waiter.key == from && matches!(waiter.kind, WaiterKind::Lock | WaiterKind::Requeue(_))) {
+        if self.futexes.waiters.iter().any(|waiter| waiter.key == from && matches!(waiter.kind, WaiterKind::Lock | WaiterKind::Requeue(_)))
+        {
             return Err(Errno::INVAL);
         }
         let woken = self.futex_wake_key(from, wake, BITSET_ANY)?;

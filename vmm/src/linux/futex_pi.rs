@@ -94,7 +94,13 @@ impl Kernel {
     /// # Errors
     ///
     /// EINVAL where a waiter waits for another lock or none, and as for [`Kernel::futex_acquire`].
-    pub fn futex_requeue_lock(&mut self, memory: &GuestMemory, from: FutexKey, to: (FutexKey, u64), requeue: usize) -> Result<usize, Errno> {
+    pub fn futex_requeue_lock(
+        &mut self,
+        memory: &GuestMemory,
+        from: FutexKey,
+        to: (FutexKey, u64),
+        requeue: usize,
+    ) -> Result<usize, Errno> {
         let waiters: Vec<Waiter> = self.futexes.waiters.iter().filter(|waiter| waiter.key == from).copied().collect();
         if waiters.iter().any(|waiter| waiter.kind != WaiterKind::Requeue(to.0)) {
             return Err(Errno::INVAL);
@@ -126,8 +132,13 @@ impl Kernel {
 
     /// A thread that owns locks has ended: the first waiter of each becomes the owner and learns that the last one died.
     pub(super) fn release_owned_locks(&mut self, space: &AddressSpace, tid: Tid) {
-        let locks: Vec<(FutexKey, u64)> =
-            self.futexes.waiters.iter().filter(|waiter| waiter.kind == WaiterKind::Lock && waiter.tid != tid).map(|waiter| (waiter.key, waiter.address)).collect();
+        let locks: Vec<(FutexKey, u64)> = self
+            .futexes
+            .waiters
+            .iter()
+            .filter(|waiter| waiter.kind == WaiterKind::Lock && waiter.tid != tid)
+            .map(|waiter| (waiter.key, waiter.address))
+            .collect();
         for (key, address) in locks {
             let Ok(word) = futex::load(space.memory(), address) else { continue };
             // A robust lock has lost its owner's id in the walk of the list just before.

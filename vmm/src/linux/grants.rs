@@ -256,7 +256,8 @@ impl Grants {
     /// Whether a canonical path is a directory on the way to something that the guest may see.
     #[must_use]
     pub fn is_on_the_way(&self, path: &[u8]) -> bool {
-        self.landmarks().any(|landmark| below(path, landmark).is_some_and(|rest| !rest.is_empty())) || below(path, &self.working_directory).is_some()
+        self.landmarks().any(|landmark| below(path, landmark).is_some_and(|rest| !rest.is_empty()))
+            || below(path, &self.working_directory).is_some()
     }
 
     /// Whether a walk from `from` (canonical) along plain `names` could meet a mount, a link or a tree of ours.
@@ -383,7 +384,8 @@ impl Builder {
     /// Hold a canonical path by the longest part of it that is a directory, or by its parent where it is not one.
     fn anchored(&self, at: &[Vec<u8>]) -> Result<Located, GrantError> {
         let lengths = (0..=at.len()).rev();
-        let (length, anchor) = lengths.filter_map(|length| Some((length, self.open(&at[..length])?))).next().ok_or(GrantError::Root(Errno::NOENT))?;
+        let (length, anchor) =
+            lengths.filter_map(|length| Some((length, self.open(&at[..length])?))).next().ok_or(GrantError::Root(Errno::NOENT))?;
         Ok(Located { path: canonical(at), anchor, rest: at[length..].join(&b'/') })
     }
 }

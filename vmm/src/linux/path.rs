@@ -126,7 +126,8 @@ impl Scope {
     pub fn from_resolve(resolve: u64) -> Result<Self, Errno> {
         use linux_raw_sys::general as abi;
         let has = |flag: u32| resolve & u64::from(flag) != 0;
-        let known = abi::RESOLVE_NO_MAGICLINKS | abi::RESOLVE_NO_SYMLINKS | abi::RESOLVE_BENEATH | abi::RESOLVE_IN_ROOT | abi::RESOLVE_CACHED;
+        let known =
+            abi::RESOLVE_NO_MAGICLINKS | abi::RESOLVE_NO_SYMLINKS | abi::RESOLVE_BENEATH | abi::RESOLVE_IN_ROOT | abi::RESOLVE_CACHED;
         if resolve & !u64::from(known) != 0 || has(abi::RESOLVE_BENEATH) && has(abi::RESOLVE_IN_ROOT) {
             return Err(Errno::INVAL);
         }

@@ -122,7 +122,11 @@ pub enum DefaultAction {
 /// The default action of a signal.
 #[must_use]
 pub const fn default_action(signal: Signal) -> DefaultAction {
-    if bit(signal) & (IGNORED_BY_DEFAULT | STOPPING) != 0 { DefaultAction::Ignore } else { DefaultAction::Terminate { core: bit(signal) & DUMPING != 0 } }
+    if bit(signal) & (IGNORED_BY_DEFAULT | STOPPING) != 0 {
+        DefaultAction::Ignore
+    } else {
+        DefaultAction::Terminate { core: bit(signal) & DUMPING != 0 }
+    }
 }
 
 /// The part of `siginfo_t` that means something: its first 48 bytes; the other 80 are zero.
@@ -342,7 +346,12 @@ pub struct ProcessSignals {
 
 impl Default for ProcessSignals {
     fn default() -> Self {
-        Self { actions: [Action::default(); 64], pending: Pending::default(), extended: ExtendedLayout::default(), timers: Timers::default() }
+        Self {
+            actions: [Action::default(); 64],
+            pending: Pending::default(),
+            extended: ExtendedLayout::default(),
+            timers: Timers::default(),
+        }
     }
 }
 
@@ -505,7 +514,9 @@ impl Kernel {
         };
         let Some(thread) = chosen.and_then(|tid| self.threads.find(tid)) else { return };
         match &mut thread.state {
-            State::Blocked(Blocked { wait, woken, .. }) if matches!(wait.on, WaitFor::Signals(set) if set & bit(signal) != 0) => *woken = true,
+            State::Blocked(Blocked { wait, woken, .. }) if matches!(wait.on, WaitFor::Signals(set) if set & bit(signal) != 0) => {
+                *woken = true
+            }
             _ => thread.signals.notified = true,
         }
     }

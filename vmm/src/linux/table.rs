@@ -112,3 +112,14 @@ pub fn table() -> &'static [Option<Entry>; NUMBERS] {
 pub fn name(number: usize) -> &'static str {
     table().get(number).copied().flatten().map_or("an unknown call", |entry| entry.name)
 }
+
+/// The table as JSON, for the documentation.
+#[must_use]
+pub fn table_json() -> String {
+    let rows: Vec<_> = table()
+        .iter()
+        .flatten()
+        .map(|entry| serde_json::json!({"number": entry.number, "name": entry.name, "support": format!("{:?}", entry.support).to_lowercase(), "note": entry.note}))
+        .collect();
+    serde_json::Value::from(rows).to_string()
+}

@@ -98,7 +98,14 @@ impl Threads {
     #[must_use]
     pub fn new(main: Thread) -> Self {
         let tid = main.tid;
-        Self { by_tid: BTreeMap::from([(tid, main)]), next_tid: following(tid), main: tid, current: tid, last_entered: tid, ..Self::default() }
+        Self {
+            by_tid: BTreeMap::from([(tid, main)]),
+            next_tid: following(tid),
+            main: tid,
+            current: tid,
+            last_entered: tid,
+            ..Self::default()
+        }
     }
 
     /// The thread with this id.

@@ -119,7 +119,7 @@ impl Sandbox {
                             init_ns: host_monotonic().saturating_sub(started),
                         };
                     }
-                    if let Some(end) = self.sleep(deadline, &mut []) {
+                    if let Err(end) = self.sleep(deadline, &[]) {
                         return end;
                     }
                 }
@@ -144,43 +144,43 @@ impl Sandbox {
         Some((report(family, &failure.address), failure.errno))
     }
 
-    /// All threads sleep: wait on the host for whatever may wake one, for `others`, or for the deadline. The end of the run
-    /// where the deadline has passed, or where nothing can ever happen.
-    pub fn sleep(&mut self, deadline: u64, others: &mut [PollFd<'_>]) -> Option<RunEnd> {
+    /// All threads sleep: wait on the host for whatever may wake one, for `others`, or for the deadline. Answers what of
+    /// `others` is ready.
+    ///
+    /// # Errors
+    ///
+    /// The end of the run, where the deadline has passed, or where nothing can ever happen.
+    pub fn sleep(&mut self, deadline: u64, others: &[PollFd<'_>]) -> Result<Vec<PollFlags>, RunEnd> {
         let now = host_monotonic();
         let tid = self.kernel.threads.current;
         if now >= deadline {
-            return Some(RunEnd::TimedOut { detail: self.describe(tid) });
+            return Err(RunEnd::TimedOut { detail: self.describe(tid) });
         }
         let polls = self.kernel.host_polls();
         let next = self.kernel.next_deadline().map(|next| self.kernel.clock.to_host(next));
         if polls.is_empty() && next.is_none() && others.is_empty() && self.frozen.is_none() {
-            return Some(RunEnd::Deadlocked { detail: self.describe(tid) });
+            return Err(RunEnd::Deadlocked { detail: self.describe(tid) });
         }
         let until = next.map_or(deadline, |next| next.min(deadline));
         let left = until.saturating_sub(now);
         let timeout =
-            (until != u64::MAX).then(|| rustix::time::Timespec { tv_sec: (left / 1_000_000_000).cast_signed(), tv_nsec: (left % 1_000_000_000).cast_signed() });
-        poll_both(&polls, others, timeout.as_ref());
+            rustix::time::Timespec { tv_sec: (left / 1_000_000_000).cast_signed(), tv_nsec: (left % 1_000_000_000).cast_signed() };
+        let ready = poll_both(&polls, others, (until != u64::MAX).then_some(&timeout));
         self.vm.clear_kick();
         self.armed = u64::MAX;
         self.kernel.files.changes += 1;
-        None
+        Ok(ready)
     }
 }
 
-/// Poll what the program waits for and what the caller waits for; the caller's results are stored in `others`. EINTR is a
-/// kick: the caller looks at everything again.
-fn poll_both(polls: &[(Arc<OwnedFd>, PollEvents)], others: &mut [PollFd<'_>], timeout: Option<&rustix::time::Timespec>) {
+/// Poll what the program waits for and what the caller waits for; the caller's results come back. EINTR is a kick: nothing is
+/// ready, and the caller looks at everything again.
+fn poll_both(polls: &[(Arc<OwnedFd>, PollEvents)], others: &[PollFd<'_>], timeout: Option<&rustix::time::Timespec>) -> Vec<PollFlags> {
     let flags = |events: PollEvents| PollFlags::from_bits_retain(u16::try_from(events.bits()).unwrap_or(0));
-    let mut fds: Vec<PollFd<'_>> = others.iter().cloned().collect();
+    let mut fds: Vec<PollFd<'_>> = others.to_vec();
     fds.extend(polls.iter().map(|(fd, events)| PollFd::new(&**fd, flags(*events))));
-    let ready = rustix::event::poll(&mut fds, timeout).is_ok();
-    let results: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
-    drop(fds);
-    for (other, result) in others.iter_mut().zip(results) {
-        other.set_revents(if ready { result } else { PollFlags::empty() });
-    }
+    let polled = rustix::event::poll(&mut fds, timeout).is_ok();
+    fds.iter().take(others.len()).map(|fd| if polled { fd.revents() } else { PollFlags::empty() }).collect()
 }
 
 fn report(family: Family, address: &Address) -> ListenerReport {

@@ -39,7 +39,7 @@ pub fn run_in_memory(sandbox: &mut Sandbox, kicker: &Kicker, listener: FileId, d
             Pause::Idle if frame.is_complete() => break RunEnd::Responded,
             Pause::Idle if moved || pushed < data.len() && sandbox.kernel().stream_status(stream).input_len == 0 => {}
             Pause::Idle => {
-                if let Some(end) = sandbox.sleep(deadline, &mut []) {
+                if let Err(end) = sandbox.sleep(deadline, &[]) {
                     break end;
                 }
             }
@@ -179,11 +179,11 @@ impl Exchange<'_> {
         if !self.connection.output.is_empty() {
             flags |= PollFlags::OUT;
         }
-        let mut client = [PollFd::from_borrowed_fd(self.connection.socket.as_fd(), flags)];
-        if let Some(end) = self.sandbox.sleep(self.deadline, &mut client) {
-            return Some(end);
-        }
-        let ready = client[0].revents();
+        let client = [PollFd::from_borrowed_fd(self.connection.socket.as_fd(), flags)];
+        let ready = match self.sandbox.sleep(self.deadline, &client) {
+            Ok(ready) => ready.first().copied().unwrap_or(PollFlags::empty()),
+            Err(end) => return Some(end),
+        };
         if ready.contains(PollFlags::IN) {
             self.connection.receive();
         }

@@ -202,7 +202,9 @@ pub fn list(kernel: &Kernel, path: &[u8]) -> Vec<Vec<u8>> {
         [b"proc", _, b"task"] => names.extend(kernel.threads.iter().map(|thread| thread.tid.to_string().into_bytes())),
         [b"proc", pid] if number(pid).is_some() => names.extend(process_names()),
         [b"proc", _, b"task", _] => names.extend(process_names().filter(|name| name != b"task")),
-        [b"proc", pid, .., b"net"] if number(pid).is_some() => names.extend(special_text::network_names().map(|name| name.as_bytes().to_vec())),
+        [b"proc", pid, .., b"net"] if number(pid).is_some() => {
+            names.extend(special_text::network_names().map(|name| name.as_bytes().to_vec()))
+        }
         _ => {
             if path == b"/proc" {
                 names.push(kernel.process.pid.to_string().into_bytes());
@@ -413,4 +415,3 @@ pub fn write_random(memory: &GuestMemory, address: u64, length: u64) -> Result<(
     }
     Ok(())
 }
-

@@ -251,12 +251,17 @@ fn mount_rows(kernel: &Kernel) -> Vec<(String, &'static str, &'static str)> {
     let mut rows = vec![("/".to_owned(), "tmpfs", "ro")];
     let granted = kernel.grants.mounts().filter(|(path, _)| *path != b"/");
     rows.extend(granted.map(|(path, access)| (escaped(path), "ext4", if access.write { "rw" } else { "ro" })));
-    rows.extend([("/proc", "proc"), ("/dev", "devtmpfs"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2")].map(|(path, kind)| (path.to_owned(), kind, "rw")));
+    rows.extend(
+        [("/proc", "proc"), ("/dev", "devtmpfs"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2")]
+            .map(|(path, kind)| (path.to_owned(), kind, "rw")),
+    );
     rows
 }
 
 fn mounts(kernel: &Kernel) -> String {
-    mount_rows(kernel).iter().fold(String::new(), |text, (path, kind, options)| text + &format!("{kind} {path} {kind} {options},relatime 0 0\n"))
+    mount_rows(kernel)
+        .iter()
+        .fold(String::new(), |text, (path, kind, options)| text + &format!("{kind} {path} {kind} {options},relatime 0 0\n"))
 }
 
 fn mount_info(kernel: &Kernel) -> String {

@@ -116,8 +116,14 @@ const FIXED: &[(&str, Text)] = &[
     ("/proc/sys/fs/inotify/max_user_watches", Text::Constant("0\n")),
     ("/proc/sys/fs/aio-max-nr", Text::Constant("0\n")),
     ("/proc/sys/crypto/fips_enabled", Text::Constant("0\n")),
-    ("/proc/pressure/cpu", Text::Constant("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")),
-    ("/proc/pressure/memory", Text::Constant("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")),
+    (
+        "/proc/pressure/cpu",
+        Text::Constant("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"),
+    ),
+    (
+        "/proc/pressure/memory",
+        Text::Constant("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"),
+    ),
     ("/sys/devices/system/cpu/online", ONE_CPU),
     ("/sys/devices/system/cpu/possible", ONE_CPU),
     ("/sys/devices/system/cpu/present", ONE_CPU),
@@ -170,7 +176,12 @@ const NETWORK: &[(&str, Text)] = &[
             "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n",
         ),
     ),
-    ("udp", Text::Constant("   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n")),
+    (
+        "udp",
+        Text::Constant(
+            "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n",
+        ),
+    ),
     ("unix", Text::Constant("Num       RefCount Protocol Flags    Type St Inode Path\n")),
 ];
 

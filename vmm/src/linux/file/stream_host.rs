@@ -185,7 +185,8 @@ impl Kernel {
     #[must_use]
     pub fn stream_is_closed(&self, handle: StreamHandle) -> bool {
         let channels = &self.files.channels;
-        channels.get(handle.outgoing).map_or(true, |channel| channel.writers == 0) && channels.get(handle.incoming).map_or(true, |channel| channel.readers == 0)
+        channels.get(handle.outgoing).map_or(true, |channel| channel.writers == 0)
+            && channels.get(handle.incoming).map_or(true, |channel| channel.readers == 0)
     }
 
     /// The host gives the connection up: a guest that still uses it sees a reset.

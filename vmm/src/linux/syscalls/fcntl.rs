@@ -22,13 +22,7 @@ pub const ENTRIES: &[Entry] = &[
     full(abi::__NR_dup, "dup", &[Arg::Fd], dup),
     full(abi::__NR_dup2, "dup2", &[Arg::Fd, Arg::Int], dup2),
     full(abi::__NR_dup3, "dup3", &[Arg::Fd, Arg::Int, Arg::OpenFlags], dup3),
-    partial(
-        abi::__NR_fcntl,
-        "fcntl",
-        &[Arg::Fd, Arg::Int, Arg::Hex],
-        fcntl,
-        "no leases, no directory notifications, no SIGIO: EINVAL",
-    ),
+    partial(abi::__NR_fcntl, "fcntl", &[Arg::Fd, Arg::Int, Arg::Hex], fcntl, "no leases, no directory notifications, no SIGIO: EINVAL"),
 ];
 
 /// Close with the table unshared from other processes'.

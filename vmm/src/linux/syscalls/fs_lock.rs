@@ -131,7 +131,15 @@ fn answer_who(call: &mut Call<'_>, description: &OwnedFd, mut host_lock: libc::f
         RecordLock { kind: abi::F_UNLCK as i16, ..asked }
     } else {
         // Who holds it is a process of the host, which the guest does not see: -1, as for an open file description.
-        RecordLock { kind: host_lock.l_type, whence: 0, padding: 0, start: host_lock.l_start, length: host_lock.l_len, pid: -1, end_padding: 0 }
+        RecordLock {
+            kind: host_lock.l_type,
+            whence: 0,
+            padding: 0,
+            start: host_lock.l_start,
+            length: host_lock.l_len,
+            pid: -1,
+            end_padding: 0,
+        }
     };
     call.memory().write(call.args[2], &answer)?;
     Ok(Outcome::OK)

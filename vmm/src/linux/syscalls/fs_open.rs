@@ -6,6 +6,7 @@ use std::sync::Arc;
 use linux_raw_sys::general as abi;
 use rustix::fs::{Mode, OFlags};
 
+use crate::limits::PATH_MAX;
 use crate::linux::file::console::Console;
 use crate::linux::file::host::HostFile;
 use crate::linux::file::special::{Device, Node as SpecialNode, SpecialFile};
@@ -13,7 +14,6 @@ use crate::linux::file::{File, FileId};
 use crate::linux::path::{AT_FDCWD, Found, Last, Node, Place, Scope, Walker};
 use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Call, Errno, guest_path, host_path};
-use crate::limits::PATH_MAX;
 
 /// The rows of this family.
 pub const ENTRIES: &[Entry] = &[

@@ -273,7 +273,9 @@ fn write_console(call: &mut Call<'_>, id: FileId, segments: &[Segment]) -> Answe
                     return Ok(call.progress.into());
                 }
             }
-            Err(Errno::AGAIN) if call.progress > 0 && (nonblocking || call.attempt == Attempt::Interrupted) => return Ok(call.progress.into()),
+            Err(Errno::AGAIN) if call.progress > 0 && (nonblocking || call.attempt == Attempt::Interrupted) => {
+                return Ok(call.progress.into());
+            }
             Err(Errno::AGAIN) if !nonblocking => return wait_for(id, PollEvents::OUT),
             Err(Errno::PIPE) if call.progress == 0 => return Err(ops::broken_pipe(call, SendFlags::empty())),
             Err(_) if call.progress > 0 => return Ok(call.progress.into()),

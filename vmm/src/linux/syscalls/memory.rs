@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use linux_raw_sys::general::{
-    __NR_brk, __NR_madvise, __NR_mbind, __NR_get_mempolicy, __NR_mincore, __NR_mlock, __NR_mlock2, __NR_mlockall, __NR_mmap, __NR_mprotect, __NR_mremap, __NR_msync,
-    __NR_munlock, __NR_munlockall, __NR_munmap, __NR_pkey_alloc, __NR_pkey_free, __NR_pkey_mprotect, __NR_set_mempolicy,
-};
 use linux_raw_sys::general as abi;
+use linux_raw_sys::general::{
+    __NR_brk, __NR_get_mempolicy, __NR_madvise, __NR_mbind, __NR_mincore, __NR_mlock, __NR_mlock2, __NR_mlockall, __NR_mmap, __NR_mprotect,
+    __NR_mremap, __NR_msync, __NR_munlock, __NR_munlockall, __NR_munmap, __NR_pkey_alloc, __NR_pkey_free, __NR_pkey_mprotect,
+    __NR_set_mempolicy,
+};
 use rustix::io::Errno;
 
 use crate::limits::PAGE;
@@ -21,7 +22,13 @@ pub const ENTRIES: &[Entry] = &[
     full(__NR_munmap, "munmap", &[Arg::Pointer, Arg::Uint], munmap),
     full(__NR_mprotect, "mprotect", &[Arg::Pointer, Arg::Uint, Arg::Protection], mprotect),
     full(__NR_mremap, "mremap", &[Arg::Pointer, Arg::Uint, Arg::Uint, Arg::Hex, Arg::Pointer], mremap),
-    partial(__NR_madvise, "madvise", &[Arg::Pointer, Arg::Uint, Arg::Int], madvise, "MADV_FREE frees at once; advice on paging is accepted without effect"),
+    partial(
+        __NR_madvise,
+        "madvise",
+        &[Arg::Pointer, Arg::Uint, Arg::Int],
+        madvise,
+        "MADV_FREE frees at once; advice on paging is accepted without effect",
+    ),
     full(__NR_brk, "brk", &[Arg::Pointer], brk),
     full(__NR_msync, "msync", &[Arg::Pointer, Arg::Uint, Arg::Hex], msync),
     partial(__NR_mincore, "mincore", &[Arg::Pointer, Arg::Uint, Arg::Pointer], mincore, "says that every mapped page is resident"),
@@ -32,7 +39,13 @@ pub const ENTRIES: &[Entry] = &[
     ignored(__NR_munlockall, "munlockall", &[], succeed, "as mlock"),
     ignored(__NR_mbind, "mbind", &[Arg::Pointer, Arg::Uint, Arg::Int, Arg::Pointer, Arg::Uint, Arg::Hex], succeed, "one memory node"),
     ignored(__NR_set_mempolicy, "set_mempolicy", &[Arg::Int, Arg::Pointer, Arg::Uint], succeed, "one memory node"),
-    partial(__NR_get_mempolicy, "get_mempolicy", &[Arg::Pointer, Arg::Pointer, Arg::Uint, Arg::Pointer, Arg::Hex], get_mempolicy, "always MPOL_DEFAULT on node 0"),
+    partial(
+        __NR_get_mempolicy,
+        "get_mempolicy",
+        &[Arg::Pointer, Arg::Pointer, Arg::Uint, Arg::Pointer, Arg::Hex],
+        get_mempolicy,
+        "always MPOL_DEFAULT on node 0",
+    ),
     partial(__NR_pkey_alloc, "pkey_alloc", &[Arg::Hex, Arg::Hex], no_keys, "no protection keys: ENOSPC, as on a processor without them"),
     partial(__NR_pkey_free, "pkey_free", &[Arg::Int], bad_key, "no protection keys"),
     partial(__NR_pkey_mprotect, "pkey_mprotect", &[Arg::Pointer, Arg::Uint, Arg::Protection, Arg::Int], pkey_mprotect, "only with key -1"),
@@ -93,10 +106,13 @@ fn file_backing(call: &Call<'_>, protection: Protection, shared: bool, offset: u
         return Err(Errno::OVERFLOW);
     }
     match &slot.file {
-        File::Host(file) if !file.is_directory() => {
-            Ok(Backing::File { file: Arc::clone(file.descriptor()), offset, shared, name: Arc::from(String::from_utf8_lossy(file.path()).as_ref()) })
-        }
-        File::Special(file) if file.maps_as_zeros() => Ok(Backing::Anonymous),
+        File::Host(file) if !file.is_directory() => Ok(Backing::File {
+            file: Arc::clone(file.descriptor()),
+            offset,
+            shared,
+            name: Arc::from(String::from_utf8_lossy(file.path()).as_ref()),
+        }),
+        File::Special(file) if file.is_zero() => Ok(Backing::Anonymous),
         _ => Err(Errno::NODEV),
     }
 }
@@ -155,7 +171,11 @@ fn madvise(call: &mut Call<'_>) -> Answer {
         abi::MADV_KEEPONFORK => call.space.set_wipe_on_fork(address, length, false)?,
         abi::MADV_REMOVE => return Err(Errno::INVAL),
         _ => {
-            let end = address.checked_add(length).and_then(|end| end.checked_next_multiple_of(PAGE)).filter(|&end| end <= call.space.size()).ok_or(Errno::NOMEM)?;
+            let end = address
+                .checked_add(length)
+                .and_then(|end| end.checked_next_multiple_of(PAGE))
+                .filter(|&end| end <= call.space.size())
+                .ok_or(Errno::NOMEM)?;
             if !call.space.vmas().covers(address, end) {
                 return Err(Errno::NOMEM);
             }
@@ -185,7 +205,11 @@ fn mincore(call: &mut Call<'_>) -> Answer {
     if !address.is_multiple_of(PAGE) {
         return Err(Errno::INVAL);
     }
-    let end = address.checked_add(length).and_then(|end| end.checked_next_multiple_of(PAGE)).filter(|&end| end <= call.space.size()).ok_or(Errno::NOMEM)?;
+    let end = address
+        .checked_add(length)
+        .and_then(|end| end.checked_next_multiple_of(PAGE))
+        .filter(|&end| end <= call.space.size())
+        .ok_or(Errno::NOMEM)?;
     if !call.space.vmas().covers(address, end) {
         return Err(Errno::NOMEM);
     }
