@@ -1,0 +1,163 @@
+"""A guest that fails while it serves: the client is told, the log says why, and the VM serves on."""
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness import Guests, Kvmserver, Service, ask, exchange, free_port
+
+REQUEST_TIME_S = 1.0
+
+# path, and what the log line must say
+CRASHES = [
+    ("/segv", r"SIGSEGV"),
+    ("/segv-thread", r"SIGSEGV"),
+    ("/call-null", r"SIGSEGV"),
+    ("/call-data", r"SIGSEGV"),
+    ("/non-canonical", r"SIGSEGV"),
+    ("/bus", r"SIGBUS"),
+    ("/abort", r"SIGABRT"),
+    ("/kill", r"SIGKILL"),
+    ("/stack", r"SIGSEGV"),
+    ("/ud2", r"SIGILL"),
+    ("/divide", r"SIGFPE"),
+    ("/hlt", r"SIGSEGV"),
+    ("/port", r"SIGSEGV"),
+    ("/int3", r"SIGTRAP"),
+    ("/int42", r"SIGSEGV"),
+    ("/unmap", r"SIGSEGV"),
+    ("/exit", r"status 7"),
+    ("/exit-thread", r"status 7"),
+    ("/hog", r"memory"),
+    ("/clone-bomb", r"SIGABRT|memory"),
+    ("/descriptor-bomb", r"SIGABRT"),
+    ("/no-answer", r""),
+    ("/half-head", r""),
+    ("/nonsense", r""),
+]
+HANGS = ["/loop", "/loop-calls", "/sleep", "/deadlock", "/close-all"]
+
+
+@pytest.fixture(scope="module")
+def service(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
+    """One server for all failures: it has to survive them all, one after another."""
+    port = free_port()
+    options = ["--max-request-time", f"{REQUEST_TIME_S:g}", "--max-request-memory", "64MiB"]
+    started = installed.serve([guests.c("failures"), str(port)], port, *options, threads=1, warmup=10)
+    yield started
+    installed.stop(started)
+
+
+def check_serves_on(service: Service) -> None:
+    for _ in range(3):
+        answer = service.ask()
+        assert (answer.status, answer.body) == (200, "11\n")
+
+
+@pytest.mark.parametrize(("path", "reason"), CRASHES)
+def test_a_crash_is_a_502_and_one_log_line(path: str, reason: str, service: Service) -> None:
+    before = len(service.log)
+    start = time.monotonic()
+    answer = service.ask(path)
+    assert answer.status == 502
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 0 < len(answer.body) < 300
+    if path not in ("/hog", "/clone-bomb", "/descriptor-bomb"):
+        assert time.monotonic() - start < REQUEST_TIME_S + 3
+    check_serves_on(service)
+    if reason:
+        lines = [line for line in service.log[before:].splitlines() if re.search(reason, line)]
+        assert len(lines) == 1, service.log[before:]
+        if "SIGSEGV" in lines[0] and path == "/segv":
+            assert re.search(r"rip|RIP", lines[0]), "the log names the instruction"
+            assert "failures" in lines[0], "and the mapping"
+
+
+@pytest.mark.parametrize("path", HANGS)
+def test_a_hang_is_a_504(path: str, service: Service) -> None:
+    start = time.monotonic()
+    answer = service.ask(path)
+    # What can never go on need not be waited for, but then it is a failure of the program, not of time.
+    assert answer.status == 504 or (answer.status == 502 and path in ("/deadlock", "/close-all", "/sleep"))
+    assert time.monotonic() - start < REQUEST_TIME_S + 3
+    if answer.status == 504:
+        assert time.monotonic() - start > REQUEST_TIME_S * 0.8
+    check_serves_on(service)
+
+
+@pytest.mark.parametrize("path", ["/half-segv", "/half-exit", "/half-loop"])
+def test_a_failure_after_the_first_byte_cuts_the_connection(path: str, service: Service) -> None:
+    received = exchange(service.port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert received == b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
+    check_serves_on(service)
+
+
+def test_an_error_status_of_the_program_is_its_own(service: Service) -> None:
+    answer = service.ask("/status/500")
+    assert (answer.status, answer.body) == (500, "wanted\n")
+    check_serves_on(service)
+
+
+def test_a_request_may_sleep(service: Service) -> None:
+    start = time.monotonic()
+    assert service.ask("/slow/300").body == "11\n"
+    assert 0.29 < time.monotonic() - start < 2
+
+
+def test_others_are_served_while_one_vm_hangs(guests: Guests, kvmserver: Kvmserver) -> None:
+    import threading
+
+    port = free_port()
+    service = kvmserver.serve([guests.c("failures"), str(port)], port, "--max-request-time", "4", threads=2, warmup=2)
+    hanging = threading.Thread(target=service.ask, args=("/loop",))
+    hanging.start()
+    start = time.monotonic()
+    assert {service.ask().body for _ in range(50)} == {"3\n"}
+    assert time.monotonic() - start < 4
+    hanging.join()
+    kvmserver.stop(service)
+
+
+def test_the_time_limit_holds_a_hundred_times(guests: Guests, kvmserver: Kvmserver) -> None:
+    """T23, T52: an interrupted run is reset like any other."""
+    port = free_port()
+    service = kvmserver.serve([guests.c("failures"), str(port)], port, "--max-request-time", "50ms", warmup=2)
+    for turn in range(100):
+        path = HANGS[turn % 2]
+        start = time.monotonic()
+        assert ask(port, path).status == 504
+        assert time.monotonic() - start < 2
+        if turn % 10 == 0:
+            assert service.ask().body == "3\n"
+    kvmserver.stop(service)
+
+
+def test_one_large_request_does_not_slow_those_after_it(guests: Guests, kvmserver: Kvmserver) -> None:
+    """A request that writes 100 MiB is undone once; what it wrote is not copied back for ever after."""
+    port = free_port()
+    service = kvmserver.serve([guests.c("failures"), str(port)], port, "--max-request-memory", "256MiB", warmup=5)
+
+    def median_ms() -> float:
+        times = []
+        for _ in range(101):
+            start = time.perf_counter()
+            assert service.ask().body == "6\n"
+            times.append((time.perf_counter() - start) * 1000)
+        return sorted(times)[50]
+
+    median_ms()
+    before = median_ms()
+    assert len(service.ask("/big/100000000", timeout_s=120).body) == 100_000_000
+    service.ask()
+    assert median_ms() < 3 * before + 5
+    kvmserver.stop(service)
+
+
+def test_memory_is_given_back_after_a_hundred_hogs(guests: Guests, kvmserver: Kvmserver) -> None:
+    """T51: the limit starts anew with every request."""
+    port = free_port()
+    service = kvmserver.serve([guests.c("failures"), str(port)], port, "--max-request-memory", "16MiB", warmup=2)
+    assert {service.ask("/hog").status for _ in range(100)} == {502}
+    assert service.ask().body == "3\n"
+    kvmserver.stop(service)

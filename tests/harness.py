@@ -1,0 +1,430 @@
+"""What the functional tests stand on: compiled guests, the installed command, started servers, a plain HTTP client.
+
+Goals: tests drive the ``kvmserver`` script as a user does; nothing sleeps where it can wait for a condition with a
+deadline; every server is started with ``--verify-reset``; and whatever a failed test started can be read afterwards.
+"""
+
+import contextlib
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+GUESTS = TESTS / "guests"
+PROGRAMS = TESTS / "programs"
+
+START_S = 60.0
+STOP_S = 20.0
+# A line of the log that says that the isolation itself is broken; no test may ever see one.
+FATAL_LOG = re.compile(
+    r"panicked|internal error|differs from (its|the) snapshot|mismatch|poisoned|Traceback", re.IGNORECASE
+)
+
+INSTALL_HINTS = {
+    "cc": "apt-get install -y gcc libc6-dev",
+    "musl-gcc": "apt-get install -y musl-tools",
+    "luajit": "apt-get install -y luajit",
+    "perl": "apt-get install -y perl",
+    "/usr/games/cowsay": "apt-get install -y cowsay",
+    "node": "apt-get install -y nodejs",
+    "go": "apt-get install -y golang-go, or put Go below /usr/local/go",
+    "deno": "pip install deno",
+}
+
+
+class MissingToolError(AssertionError):
+    """A tool that a test needs is not installed; tests fail on it, they are not skipped."""
+
+
+def find_tool(name: str) -> str:
+    """The path of a tool, or MissingToolError with the line that installs it."""
+    scripts = sysconfig.get_path("scripts")
+    path = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath), "/usr/local/go/bin", "/usr/games"])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise MissingToolError(f"{name} is missing: {INSTALL_HINTS.get(name, 'install it')}")
+    return found
+
+
+# How each kind of program is linked.
+FLAVOURS = {
+    "dynamic": ("cc", ()),
+    "static": ("cc", ("-static",)),
+    "static-pie": ("cc", ("-static-pie", "-fPIE")),
+    "musl": ("musl-gcc", ("-static",)),
+    "musl-dynamic": ("musl-gcc", ()),
+}
+
+# The wrong pointers and lengths are the point of these programs.
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-result", "-Wno-stringop-overread", "-Wno-stringop-overflow"]
+WARNINGS += ["-Wno-nonnull", "-Wno-array-bounds", "-Wno-dangling-pointer"]
+
+
+class Guests:
+    """The C and Go programs below tests/, compiled on first use and once a session."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def c(self, name: str, flavour: str = "dynamic") -> str:
+        """The path of tests/guests/NAME.c, compiled."""
+        compiler, flags = FLAVOURS[flavour]
+        output = self._directory / flavour / name
+        if not output.exists():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            source = str(GUESTS / f"{name}.c")
+            words = [find_tool(compiler), "-O2", "-g", *WARNINGS, "-pthread", *flags, "-o", str(output), source]
+            _build([*words, "-lm"], GUESTS)
+        return str(output)
+
+    def go(self) -> str:
+        """The path of the Go server of tests/programs/go, compiled."""
+        output = self._directory / "go" / "counter"
+        if not output.exists():
+            cache = {"GOCACHE": str(self._directory / "go-cache"), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
+            _build([find_tool("go"), "build", "-o", str(output), "."], PROGRAMS / "go", cache)
+        return str(output)
+
+
+def _build(words: Sequence[str], directory: Path, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(words, cwd=directory, env=os.environ | (environment or {}), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise AssertionError(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}")
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, pause_s: float = 0.01) -> None:
+    """Return as soon as the condition holds; AssertionError after the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds:g} s")
+        time.sleep(pause_s)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered to one request."""
+
+    status: int
+    body: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def ask(port: int, path: str = "/", method: str = "GET", body: bytes | None = None, timeout_s: float = 30.0) -> Answer:
+    """One request over a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        connection.request(method, path, body=body, headers={"Connection": "close"})
+        response = connection.getresponse()
+        content = response.read().decode("latin-1")
+        return Answer(response.status, content, {name.lower(): value for name, value in response.getheaders()})
+    finally:
+        connection.close()
+
+
+def exchange(port: int, data: bytes, timeout_s: float = 30.0) -> bytes:
+    """Everything a server sends on one connection until it closes it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as client:
+        client.sendall(data)
+        received = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while piece := client.recv(65536):
+                received += piece
+        return bytes(received)
+
+
+def ask_often(port: int, count: int, clients: int = 1, path: str = "/") -> dict[str, int]:
+    """How often each answer came to ``count`` requests from ``clients`` clients at once; bad ones with their status."""
+
+    def some(number: int) -> list[str]:
+        answers = (ask(port, path) for _ in range(number))
+        return [answer.body.strip() if answer.status == 200 else f"{answer.status} {answer.body}" for answer in answers]
+
+    shares = [count // clients + (index < count % clients) for index in range(clients)]
+    seen: dict[str, int] = {}
+    with ThreadPoolExecutor(clients) as pool:
+        for bodies in pool.map(some, shares):
+            for body in bodies:
+                seen[body] = seen.get(body, 0) + 1
+    return seen
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The two start-up lines, taken apart."""
+
+    lines: list[str]
+    program: str
+    wait: str
+    vms: int
+    ephemeral: bool
+    values: dict[str, int]
+
+
+_PROGRAM_LINE = re.compile(r"Program '([^']+)' loaded\. (\w+) vm=(\d+)( ephemeral)?((?: \w+=\d+(?:ms|MB))*)")
+
+
+def parse_ready(lines: list[str]) -> Ready:
+    """The line that begins with ``Program``, which must have exactly the promised shape."""
+    line = next(line for line in lines if line.startswith("Program"))
+    match = _PROGRAM_LINE.fullmatch(line)
+    assert match, f"not the promised shape: {line!r}"
+    values = {name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", match[5])}
+    return Ready(lines, match[1], match[2], int(match[3]), match[4] is not None, values)
+
+
+class Service:
+    """One started ``kvmserver`` process. The log is in a file, so that a full pipe never stops it."""
+
+    def __init__(self, words: Sequence[str], directory: Path, environment: dict[str, str], port: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.words = list(words)
+        self.port = port
+        self.ready: Ready | None = None
+        self._out, self._log = directory / "stdout", directory / "stderr"
+        with self._out.open("wb") as out, self._log.open("wb") as log:
+            # A group of its own, so that nothing of it can outlive the test.
+            self.process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        """Standard output so far."""
+        return self._out.read_text(errors="replace")
+
+    @property
+    def log(self) -> str:
+        """Standard error so far."""
+        return self._log.read_text(errors="replace")
+
+    def wait_ready(self, seconds: float = START_S) -> "Service":
+        """Wait for the line that begins with ``Program``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            lines = self.output.split("\n")[:-1]
+            if any(line.startswith("Program") for line in lines):
+                self.ready = parse_ready(lines)
+                return self
+            if self.process.poll() is not None:
+                raise AssertionError(f"kvmserver ended with {self.process.returncode} before it served\n{self.story()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no line 'Program ...' within {seconds:g} s\n{self.story()}")
+            time.sleep(0.005)
+
+    def ask(self, path: str = "/", method: str = "GET", body: bytes | None = None, timeout_s: float = 30.0) -> Answer:
+        """One request over a connection of its own."""
+        return ask(self.port, path, method, body, timeout_s)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the supervisor."""
+        self.process.send_signal(number)
+
+    def wait_log(self, pattern: str, seconds: float = 10.0) -> str:
+        """The first line of the log that contains the pattern, awaited."""
+        found: list[str] = []
+
+        def look() -> bool:
+            found[:] = [line for line in self.log.splitlines() if re.search(pattern, line)]
+            return bool(found)
+
+        wait_until(look, seconds, f"no log line {pattern!r}\n{self.story()}")
+        return found[0]
+
+    def stop(self, seconds: float = STOP_S) -> int:
+        """SIGTERM, and the exit code."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"kvmserver did not end within {seconds:g} s of SIGTERM\n{self.story()}") from None
+        assert not FATAL_LOG.search(self.log), f"the log says that something is broken\n{self.story()}"
+        return code
+
+    def kill(self) -> None:
+        """End the whole group at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def statistics(self, seconds: float = 5.0) -> dict[str, float]:
+        """The counters that SIGUSR1 makes the supervisor log."""
+        before = self.log.count(" statistics ")
+        self.signal(signal.SIGUSR1)
+        wait_until(lambda: self.log.count(" statistics ") > before, seconds, f"no statistics\n{self.story()}")
+        line = [line for line in self.log.splitlines() if " statistics " in line][-1]
+        return {name: float(number) for name, number in re.findall(r"(\w+)=([\d.]+)", line)}
+
+    def story(self) -> str:
+        """What it was and said, for a failed test."""
+        out, log = self.output[-4000:], self.log[-8000:]
+        return f"$ {' '.join(self.words)}\n-- stdout --\n{out}\n-- stderr --\n{log}"
+
+
+class Kvmserver:
+    """The installed command."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._count = 0
+        self.services: list[Service] = []
+        script = Path(sysconfig.get_path("scripts")) / "kvmserver"
+        if not script.exists():
+            raise MissingToolError("kvmserver is not installed in this environment: pip install '.[test]'")
+        self.script = str(script)
+
+    def run(
+        self,
+        *words: str,
+        stdin: bytes | None = b"",
+        timeout_s: float = 120.0,
+        environment: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the command to its end."""
+        return subprocess.run(
+            [self.script, *words],
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            env=clean_environment(environment),
+            cwd=cwd or self._directory,
+        )
+
+    def start(self, *words: str, port: int = 0, environment: dict[str, str] | None = None) -> Service:
+        """Start the command and wait for nothing."""
+        self._count += 1
+        directory = self._directory / f"service-{self._count}"
+        service = Service([self.script, *words], directory, clean_environment(environment), port)
+        self.services.append(service)
+        return service
+
+    def serve(
+        self,
+        program: Sequence[str],
+        port: int,
+        *options: str,
+        threads: int = 1,
+        warmup: int = 0,
+        grants: Sequence[str] = ("--allow-all",),
+        environment: dict[str, str] | None = None,
+        start_s: float = START_S,
+    ) -> Service:
+        """Start an isolated server, with every reset verified, and wait until it serves."""
+        words = ["-e", "-t", str(threads), "--verify-reset", *grants, *options]
+        words += ["--warmup", str(warmup)] if warmup else []
+        return self.start(*words, "run", *program, port=port, environment=environment).wait_ready(start_s)
+
+    def stop(self, service: Service) -> None:
+        """Stop one; it must end with exit code 0."""
+        self.services.remove(service)
+        try:
+            code = service.stop()
+            assert code == 0, f"exit code {code} after SIGTERM\n{service.story()}"
+        finally:
+            service.kill()
+
+    def kill_all(self) -> None:
+        """Leave nothing behind."""
+        for service in self.services:
+            service.kill()
+        self.services.clear()
+
+
+def clean_environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment without what would change what a test sees."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KVMSERVER_", "DENO_"))}
+    scripts = sysconfig.get_path("scripts")
+    return kept | {"PATH": f"{scripts}{os.pathsep}{kept.get('PATH', os.defpath)}"} | (more or {})
+
+
+class EchoPeers:
+    """TCP, UDP and unix peers that send back what they get, for the client side of a guest's sockets."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._open: list[socket.socket] = []
+        self.tcp_port = self._listen(socket.AF_INET, ("127.0.0.1", 0))
+        (directory / "echo").unlink(missing_ok=True)
+        self._listen(socket.AF_UNIX, str(directory / "echo"))
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        datagrams.bind(("127.0.0.1", 0))
+        self._open.append(datagrams)
+        self.udp_port = int(datagrams.getsockname()[1])
+        threading.Thread(target=self._echo_datagrams, args=(datagrams,), daemon=True).start()
+
+    def _listen(self, family: int, address: tuple[str, int] | str) -> int:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.bind(address)
+        listener.listen(64)
+        self._open.append(listener)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        return int(listener.getsockname()[1]) if family == socket.AF_INET else 0
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=self._echo, args=(client,), daemon=True).start()
+
+    @staticmethod
+    def _echo(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                client.sendall(data)
+
+    @staticmethod
+    def _echo_datagrams(datagrams: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data, sender = datagrams.recvfrom(65536)
+                datagrams.sendto(data, sender)
+
+    def close(self) -> None:
+        """No more answers."""
+        for opened in self._open:
+            opened.close()
+
+
+@contextlib.contextmanager
+def native(words: Sequence[str], port: int, environment: dict[str, str] | None = None) -> Iterator[int]:
+    """The program as an ordinary process; the port it serves on."""
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=clean_environment(environment)
+    )
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        return False
+
+    try:
+        wait_until(listens, START_S, f"{words[0]} does not listen natively")
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+PYTHON = sys.executable
