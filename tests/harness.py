@@ -274,7 +274,7 @@ class Service:
         self.signal(signal.SIGUSR1)
         wait_until(lambda: self.log.count(" statistics ") > before, seconds, f"no statistics\n{self.story()}")
         line = [line for line in self.log.splitlines() if " statistics " in line][-1]
-        return {name: float(number) for name, number in re.findall(r"(\w+)=([\d.]+)", line)}
+        return {name: float(number) for name, number in re.findall(r"([\w.]+)=([\d.]+)", line)}
 
     def story(self) -> str:
         """What it was and said, for a failed test."""
