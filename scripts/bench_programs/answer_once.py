@@ -13,6 +13,8 @@ class Answer(BaseHTTPRequestHandler):
         """What counter_http_server.py answers first."""
         self.send_response(200)
         self.send_header("Content-Length", "2")
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(b"1\n")
 

@@ -16,6 +16,8 @@ class Counter(BaseHTTPRequestHandler):
         body = f"{count}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
