@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from kvmserver.options import ROWS
 
 from .conftest import Command
@@ -17,8 +19,9 @@ def run(command: Command, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_configuration_page_is_up_to_date(command: Command) -> None:
-    result = run(command, "--check", "--only", "configuration.md")
+@pytest.mark.parametrize("page", ["configuration.md", "limits.md"])
+def test_pages_made_from_sources_are_up_to_date(page: str, command: Command) -> None:
+    result = run(command, "--check", "--only", page)
     assert result.returncode == 0, result.stderr
 
 
