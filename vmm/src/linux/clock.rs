@@ -46,6 +46,13 @@ impl Clock {
         host_realtime()
     }
 
+    /// The moment on CLOCK_MONOTONIC at which CLOCK_REALTIME shows `realtime`, as both run now.
+    #[must_use]
+    pub fn from_realtime(&self, realtime: u64) -> MonotonicNs {
+        let now = self.realtime();
+        if realtime >= now { self.monotonic().saturating_add(realtime - now) } else { self.monotonic().saturating_sub(now - realtime) }
+    }
+
     /// What to add to a host's CLOCK_MONOTONIC to get the guest's.
     #[must_use]
     pub const fn offset(&self) -> i64 {

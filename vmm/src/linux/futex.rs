@@ -250,6 +250,11 @@ impl Kernel {
         Ok((woken, count))
     }
 
+    /// A thread's wait is over without a wake, whatever it waited for.
+    pub fn cancel_wait(&mut self, tid: Tid) {
+        self.futexes.remove(tid);
+    }
+
     /// Whether a thread's futex wait has been ended by a wake; asking takes the wake. The answer is the index for `futex_waitv`.
     pub fn futex_take_wake(&mut self, tid: Tid) -> Option<u32> {
         let thread = self.threads.find(tid)?;

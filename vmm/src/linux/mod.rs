@@ -30,6 +30,7 @@ pub mod signal_frame;
 pub mod signal_timers;
 pub mod syscalls;
 pub mod table;
+mod table_names;
 pub mod thread;
 pub mod trace;
 

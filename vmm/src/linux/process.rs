@@ -42,6 +42,8 @@ pub struct Process {
     pub io_priority: u32,
     /// CLOCK_MONOTONIC when it began.
     pub started: MonotonicNs,
+    /// Which refused system calls the log has been told about, a bit a number.
+    pub noted_calls: [u64; 8],
 }
 
 impl Process {
@@ -64,6 +66,7 @@ impl Process {
             nice: 0,
             io_priority: 0,
             started,
+            noted_calls: [0; 8],
         }
     }
 }
@@ -106,6 +109,12 @@ pub struct PrctlState {
     pub timer_slack: u64,
     /// PR_SET_THP_DISABLE.
     pub thp_disable: bool,
+    /// PR_SET_KEEPCAPS.
+    pub keep_capabilities: bool,
+    /// `personality(2)`.
+    pub personality: u32,
+    /// Registrations of `membarrier(2)`, by its command bits.
+    pub membarrier: u32,
 }
 
 /// What is fixed once a program is loaded: the source of /proc/self and of `getuid` and friends.

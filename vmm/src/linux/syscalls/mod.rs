@@ -7,10 +7,19 @@ mod fs_dir;
 mod fs_lock;
 mod fs_open;
 mod fs_stat;
+mod futex;
 mod io;
 mod ioctl;
 mod memory;
 mod poll;
+mod prctl;
+mod process;
+mod scheduling;
+mod signal;
+mod system;
+mod thread;
+mod time;
+mod timer;
 
 use super::table::Entry;
 
@@ -23,8 +32,17 @@ pub const FAMILIES: &[&[Entry]] = &[
     fs_lock::ENTRIES,
     fs_open::ENTRIES,
     fs_stat::ENTRIES,
+    futex::ENTRIES,
     io::ENTRIES,
     ioctl::ENTRIES,
     memory::ENTRIES,
     poll::ENTRIES,
+    prctl::ENTRIES,
+    process::ENTRIES,
+    scheduling::ENTRIES,
+    signal::ENTRIES,
+    system::ENTRIES,
+    thread::ENTRIES,
+    time::ENTRIES,
+    timer::ENTRIES,
 ];
