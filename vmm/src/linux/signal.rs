@@ -16,7 +16,7 @@ pub use super::signal_delivery::Delivery;
 use super::signal_frame::ExtendedLayout;
 use super::signal_timers::Timers;
 use super::thread::{Blocked, State, Tid};
-use super::{Errno, Kernel, WaitFor};
+use super::{Errno, Kernel, Restart, WaitFor};
 use crate::limits::SIGNALS_MAX;
 
 /// A signal number, 1 to 64.
@@ -536,14 +536,14 @@ impl Kernel {
 
     /// The signals that are pending for a thread, blocked or not: what `signalfd` and `/proc` look at.
     #[must_use]
-    pub fn pending_for(&self, tid: Tid) -> u64 {
+    pub fn pending_signals(&self, tid: Tid) -> u64 {
         self.process.signals.pending.set() | self.threads.peek(tid).map_or(0, |thread| thread.signals.pending.set())
     }
 
     /// Whether a thread has a signal to take that it does not block: its system call is to be interrupted.
     #[must_use]
     pub fn signal_pending(&self, tid: Tid) -> bool {
-        self.threads.peek(tid).is_some_and(|thread| thread.signals.notified && self.pending_for(tid) & !thread.signals.blocked != 0)
+        self.threads.peek(tid).is_some_and(|thread| thread.signals.notified && self.pending_signals(tid) & !thread.signals.blocked != 0)
     }
 
     /// The blocked threads whose calls a signal interrupts.
@@ -592,15 +592,18 @@ impl Kernel {
         }
     }
 
-    /// Whether a call that the thread's next signal interrupts is made again: its handler was installed with SA_RESTART, or none runs.
+    /// Whether a call that a signal has interrupted is made again (after the handler, if one runs) instead of failing with EINTR.
     #[must_use]
-    pub fn next_signal_restarts(&self, tid: Tid) -> bool {
-        self.next_action(tid).is_none_or(|(_, action)| action.handler == SIG_DFL || action.flags & flags::RESTART != 0)
+    pub fn call_restarts(&self, tid: Tid, restart: Restart) -> bool {
+        match self.next_action(tid) {
+            Some((_, action)) if action.handler != SIG_DFL => restart == Restart::IfAsked && action.flags & flags::RESTART != 0,
+            _ => true,
+        }
     }
 
     /// Work out again whether a thread has a signal to take.
     pub fn renotify(&mut self, tid: Tid) {
-        let pending = self.pending_for(tid);
+        let pending = self.pending_signals(tid);
         if let Some(thread) = self.threads.find(tid) {
             thread.signals.notified = pending & !thread.signals.blocked != 0;
         }

@@ -11,7 +11,7 @@ use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Attempt, Call, Errno, MonotonicNs, Outcome, Restart, Wait, WaitFor};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_futex, "futex", &[Arg::Pointer, Arg::FutexOperation, Arg::Uint32, Arg::FutexTimeout, Arg::Pointer, Arg::Uint32], futex),
     full(__NR_futex_waitv, "futex_waitv", &[Arg::Pointer, Arg::Uint, Arg::Hex, Arg::Timespec, Arg::ClockId], futex_waitv),
 ];

@@ -7,7 +7,7 @@ use crate::linux::table::{Arg, Entry, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] =
+pub(super) const ENTRIES: &[Entry] =
     &[partial(__NR_prctl, "prctl", &[Arg::Prctl, Arg::Hex, Arg::Hex, Arg::Hex, Arg::Hex], prctl, "what a user without privileges may ask for")];
 
 /// Nanoseconds of PR_GET_TIMERSLACK by default.
@@ -54,8 +54,9 @@ fn prctl(call: &mut Call<'_>) -> Answer {
 /// The small settings, most of which are only remembered.
 fn settings(call: &mut Call<'_>) -> Answer {
     let [_, first, second, third, fourth, _] = call.args;
+    let option = call.uint(0);
     let state = &mut call.kernel.process.prctl;
-    match call.uint(0) {
+    match option {
         pr::PR_SET_PDEATHSIG if first <= 64 => state.parent_death_signal = i32::try_from(first).map_err(|_| Errno::INVAL)?,
         pr::PR_GET_PDEATHSIG => {
             let signal = state.parent_death_signal;

@@ -21,7 +21,7 @@ const OWN_IDS: &str = "only to the ids the process has; else EPERM, as for a use
 const NO_CHILDREN: &str = "there are no children: ECHILD";
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_getpid, "getpid", &[], getpid),
     full(__NR_getppid, "getppid", &[], getppid),
     full(__NR_getuid, "getuid", &[], getuid),

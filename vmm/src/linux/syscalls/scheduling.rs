@@ -16,7 +16,7 @@ use crate::linux::{Answer, Call, Errno, Outcome};
 const ONE_CLASS: &str = "SCHED_OTHER, SCHED_BATCH and SCHED_IDLE, which are all the same here; real-time classes are EPERM";
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_sched_yield, "sched_yield", &[], sched_yield),
     full(__NR_sched_getaffinity, "sched_getaffinity", &[Arg::Int, Arg::Uint, Arg::Pointer], sched_getaffinity),
     full(__NR_sched_setaffinity, "sched_setaffinity", &[Arg::Int, Arg::Uint, Arg::Pointer], sched_setaffinity),

@@ -17,7 +17,7 @@ use crate::linux::thread::Tid;
 use crate::linux::{Answer, Attempt, Call, Errno, Outcome, Restart, Wait, WaitFor};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_rt_sigaction, "rt_sigaction", &[Arg::Signal, Arg::SignalAction, Arg::Pointer, Arg::Uint], rt_sigaction),
     full(__NR_rt_sigprocmask, "rt_sigprocmask", &[Arg::MaskHow, Arg::SignalSet, Arg::Pointer, Arg::Uint], rt_sigprocmask),
     full(__NR_rt_sigpending, "rt_sigpending", &[Arg::Pointer, Arg::Uint], rt_sigpending),
@@ -93,7 +93,7 @@ fn rt_sigprocmask(call: &mut Call<'_>) -> Answer {
 /// `int rt_sigpending(sigset_t *set, size_t sigsetsize)`: signals that are blocked and pending.
 fn rt_sigpending(call: &mut Call<'_>) -> Answer {
     let size = usize::try_from(call.args[1]).ok().filter(|&size| size <= 8).ok_or(Errno::INVAL)?;
-    let set = call.kernel.pending_for(call.tid) & call.thread().signals.blocked;
+    let set = call.kernel.pending_signals(call.tid) & call.thread().signals.blocked;
     let bytes = set.to_le_bytes();
     call.memory().write_bytes(call.args[0], bytes.get(..size).unwrap_or(&bytes))?;
     Ok(Outcome::OK)

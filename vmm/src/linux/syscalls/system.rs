@@ -12,7 +12,7 @@ use crate::linux::{Answer, Call, Errno, Outcome};
 use crate::memory::Segment;
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_uname, "uname", &[Arg::Pointer], uname),
     full(__NR_sysinfo, "sysinfo", &[Arg::Pointer], sysinfo),
     full(__NR_getrandom, "getrandom", &[Arg::Pointer, Arg::Uint, Arg::Hex], getrandom),

@@ -19,7 +19,7 @@ use crate::linux::{Answer, Call, Errno, Outcome};
 const NO_PROCESSES: &str = "threads only: a new process is refused with ENOSYS";
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     partial(__NR_clone, "clone", &[Arg::CloneFlags, Arg::Pointer, Arg::Pointer, Arg::Pointer, Arg::Hex], clone, NO_PROCESSES),
     partial(__NR_clone3, "clone3", &[Arg::CloneArgs, Arg::Uint], clone3, NO_PROCESSES),
     partial(__NR_fork, "fork", &[], fork, "refused with ENOSYS"),
@@ -223,12 +223,14 @@ fn get_robust_list(call: &mut Call<'_>) -> Answer {
     Ok(Outcome::OK)
 }
 
+const RSEQ_FLAG_UNREGISTER: u32 = 1;
+
 /// `int rseq(struct rseq *rseq, uint32_t rseq_len, int flags, uint32_t sig)`
 fn rseq(call: &mut Call<'_>) -> Answer {
     let (address, length, flags, signature) = (call.args[0], call.uint(1), call.uint(2), call.uint(3));
     let registered = call.thread().rseq;
-    if flags & sys::RSEQ_FLAG_UNREGISTER != 0 {
-        if flags != sys::RSEQ_FLAG_UNREGISTER || registered.0 != address || address == 0 || registered.1 != length {
+    if flags & RSEQ_FLAG_UNREGISTER != 0 {
+        if flags != RSEQ_FLAG_UNREGISTER || registered.0 != address || address == 0 || registered.1 != length {
             return Err(Errno::INVAL);
         }
         if registered.2 != signature {

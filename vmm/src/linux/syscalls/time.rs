@@ -13,7 +13,7 @@ use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Attempt, Call, Errno, MonotonicNs, Outcome, Restart, Wait, WaitFor};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_clock_gettime, "clock_gettime", &[Arg::ClockId, Arg::Pointer], clock_gettime),
     full(__NR_clock_getres, "clock_getres", &[Arg::ClockId, Arg::Pointer], clock_getres),
     partial(__NR_clock_settime, "clock_settime", &[Arg::ClockId, Arg::Timespec], clock_settime, "EPERM: the clock is the host's"),

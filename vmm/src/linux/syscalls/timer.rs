@@ -17,7 +17,7 @@ use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_alarm, "alarm", &[Arg::Uint], alarm),
     full(__NR_getitimer, "getitimer", &[Arg::Int, Arg::Pointer], getitimer),
     full(__NR_setitimer, "setitimer", &[Arg::Int, Arg::Pointer, Arg::Pointer], setitimer),
