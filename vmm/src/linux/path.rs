@@ -182,25 +182,26 @@ impl Found {
 /// Walks paths on behalf of one thread.
 #[derive(Debug, Clone, Copy)]
 pub struct Walker<'a> {
-    kernel: &'a Kernel,
-    tid: Tid,
+    grants: &'a Grants,
+    /// The process that walks; `None` while a program is being loaded: then there is no working directory and no /proc.
+    process: Option<(&'a Kernel, Tid)>,
 }
 
 impl<'a> Walker<'a> {
     /// A walker for this thread.
     #[must_use]
-    pub const fn new(kernel: &'a Kernel, tid: Tid) -> Self {
-        Self { kernel, tid }
+    pub fn new(kernel: &'a Kernel, tid: Tid) -> Self {
+        Self { grants: &kernel.grants, process: Some((kernel, tid)) }
     }
 
-    fn grants(&self) -> &'a Grants {
-        &self.kernel.grants
+    fn kernel(&self) -> Result<&'a Kernel, Errno> {
+        self.process.map(|(kernel, _)| kernel).ok_or(Errno::NOENT)
     }
 
     /// What the program may do with a canonical path.
     #[must_use]
     pub fn access(&self, path: &[u8]) -> Access {
-        self.grants().access(path)
+        self.grants.access(path)
     }
 
     /// The guest's root directory.
@@ -209,7 +210,7 @@ impl<'a> Walker<'a> {
     ///
     /// As `openat(2)`.
     pub fn root(&self) -> Result<Place, Errno> {
-        let node = match self.grants().mount_at(b"/") {
+        let node = match self.grants.mount_at(b"/") {
             Some(mount) => match mount.open()? {
                 Step::Object(handle, directory) => Node::Host(Arc::new(handle), directory),
                 _ => Node::Virtual,
@@ -226,13 +227,13 @@ impl<'a> Walker<'a> {
     /// EBADF; ENOTDIR where it is no directory; ENOENT where the working directory has gone.
     pub fn start(&self, dirfd: i32) -> Result<Place, Errno> {
         if dirfd == AT_FDCWD {
-            let cwd = &self.kernel.process.cwd;
+            let cwd = &self.kernel()?.process.cwd;
             return match &cwd.handle {
                 Some(handle) => Ok(Place { path: cwd.path.clone(), node: Node::Host(Arc::clone(handle), true) }),
                 None => self.walk_from(self.root()?, &cwd.path, Last::Follow)?.existing(),
             };
         }
-        let place = self.open_file(self.kernel.process.fds.get(dirfd)?)?;
+        let place = self.open_file(self.kernel()?.process.fds.get(dirfd)?)?;
         if place.is_directory() { Ok(place) } else { Err(Errno::NOTDIR) }
     }
 
@@ -242,9 +243,9 @@ impl<'a> Walker<'a> {
     ///
     /// EBADF.
     pub fn open_file(&self, id: FileId) -> Result<Place, Errno> {
-        Ok(match &self.kernel.files.get(id)?.file {
+        Ok(match &self.kernel()?.files.get(id)?.file {
             File::Host(file) => Place { path: file.path().to_vec(), node: file.node() },
-            File::Special(file) if !file.node().is_device() => Place { path: file.path().to_vec(), node: file.place_node() },
+            File::Special(file) => Place { path: file.path().to_vec(), node: file.place_node() },
             _ => Place { path: Vec::new(), node: Node::Open(id) },
         })
     }
@@ -324,7 +325,7 @@ impl<'a> Walker<'a> {
             way = guest_path::join(&way, component);
         }
         let path = guest_path::join(&walk.here.path, &way);
-        if self.grants().has_landmark_between(&walk.here.path, &path) {
+        if self.grants.has_landmark_between(&walk.here.path, &path) {
             return false;
         }
         let Some(directory) = host_path::descend(handle, &way) else { return false };
@@ -360,11 +361,14 @@ impl<'a> Walker<'a> {
         let target = match link.node {
             Node::HostLink(_, target) | Node::VirtualLink(target) => target,
             Node::Special(special::Node::Link(special::Link::Descriptor(fd))) => {
-                let place = self.open_file(self.kernel.process.fds.get(fd).map_err(|_| Errno::NOENT)?)?;
+                let place = self.open_file(self.kernel()?.process.fds.get(fd).map_err(|_| Errno::NOENT)?)?;
                 walk.jump(guest_path::name(&link.path), place);
                 return Ok(());
             }
-            Node::Special(special::Node::Link(link)) => special::link_target(self.kernel, self.tid, link),
+            Node::Special(special::Node::Link(link)) => {
+                let (kernel, tid) = self.process.ok_or(Errno::NOENT)?;
+                special::link_target(kernel, tid, link)
+            }
             _ => return Err(Errno::INVAL),
         };
         if target.is_empty() {
@@ -395,15 +399,15 @@ impl<'a> Walker<'a> {
     pub fn child(&self, directory: &Place, name: &[u8]) -> Result<Option<Place>, Errno> {
         let path = guest_path::join(&directory.path, name);
         let node = if Grants::is_ours(&path) {
-            special::lookup(self.kernel, self.tid, &path).map(Node::Special)
-        } else if let Some(mount) = self.grants().mount_at(&path) {
+            self.process.and_then(|(kernel, _)| special::lookup(kernel, &path)).map(Node::Special)
+        } else if let Some(mount) = self.grants.mount_at(&path) {
             Self::host_node(mount.open()?)
         } else {
             let below = match &directory.node {
                 Node::Host(handle, _) => Self::host_node(host_path::step(handle, name)?),
-                _ => self.grants().link_at(&path).map(|target| Node::VirtualLink(target.to_vec())),
+                _ => self.grants.link_at(&path).map(|target| Node::VirtualLink(target.to_vec())),
             };
-            below.or_else(|| self.grants().is_on_the_way(&path).then_some(Node::Virtual))
+            below.or_else(|| self.grants.is_on_the_way(&path).then_some(Node::Virtual))
         };
         Ok(node.map(|node| Place { path, node }))
     }
@@ -430,7 +434,7 @@ impl<'a> Walker<'a> {
         if Grants::is_ours(&path) || !self.access(&path).write {
             return Err(Errno::ACCESS);
         }
-        if let Some(mount) = self.grants().mount_at(&path) {
+        if let Some(mount) = self.grants.mount_at(&path) {
             if mount.is_fixed() {
                 return Err(Errno::BUSY);
             }
@@ -452,11 +456,30 @@ impl<'a> Walker<'a> {
         if errno != Errno::NOENT {
             return errno;
         }
-        let mut absolute = if path.first() == Some(&b'/') { Vec::new() } else { self.kernel.process.cwd.path.clone() };
+        let mut absolute = match self.process {
+            Some((kernel, _)) if path.first() != Some(&b'/') => kernel.process.cwd.path.clone(),
+            _ => Vec::new(),
+        };
         absolute.push(b'/');
         absolute.extend_from_slice(path);
         let folded = guest_path::fold(&absolute);
         if self.access(&folded).any() || Grants::is_ours(&folded) { errno } else { Errno::ACCESS }
+    }
+}
+
+impl Grants {
+    /// Open a file for the loader, by its absolute guest path, on the terms of the program that is being loaded.
+    ///
+    /// # Errors
+    ///
+    /// As `open(2)` with O_RDONLY.
+    pub fn open_host(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let walker = Walker { grants: self, process: None };
+        let place = walker.walk_from(walker.root()?, path, Last::Follow)?.existing()?;
+        match place.node {
+            Node::Host(handle, _) if self.access(&place.path).read => host_path::open_object(&handle, rustix::fs::OFlags::RDONLY),
+            _ => Err(Errno::ACCESS),
+        }
     }
 }
 

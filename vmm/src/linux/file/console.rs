@@ -25,6 +25,9 @@ const CURRENT: u64 = u64::MAX;
 pub struct Console {
     descriptor: Arc<OwnedFd>,
     waits: bool,
+    /// Counts reads, and writes that found no room: what an edge-triggered watcher of a host descriptor goes by.
+    reads: u64,
+    stalls: u64,
 }
 
 impl Console {
@@ -48,7 +51,7 @@ impl Console {
             FileType::CharacterDevice => rustix::termios::isatty(&descriptor),
             _ => true,
         };
-        Self { descriptor: Arc::new(descriptor), waits }
+        Self { descriptor: Arc::new(descriptor), waits, reads: 0, stalls: 0 }
     }
 
     /// The access mode that the host's descriptor has (O_RDONLY, O_WRONLY or O_RDWR).
@@ -70,21 +73,26 @@ impl Console {
         self.waits
     }
 
-    /// What it is ready for now. Its counters always move: nobody tells us when the host's side changes, so an edge-triggered
-    /// watcher is told each time it asks and the stream is ready.
+    /// Its counters, without asking the host.
     #[must_use]
-    pub fn readiness(&self, now: u64) -> Readiness {
+    pub const fn counters(&self) -> Readiness {
+        Readiness { events: PollEvents::empty(), arrivals: self.reads, room: self.stalls }
+    }
+
+    /// What it is ready for now.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
         let wanted = PollFlags::IN | PollFlags::OUT | PollFlags::PRI | PollFlags::RDHUP;
         let mut polled = [PollFd::from_borrowed_fd(self.descriptor.as_fd(), wanted)];
         let events = match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
             Ok(_) => PollEvents::from_bits_truncate(u32::from(polled[0].revents().bits())),
             Err(_) => PollEvents::empty(),
         };
-        Readiness { events, arrivals: now, room: now }
+        Readiness { events, ..self.counters() }
     }
 
     fn is_ready(&self, events: PollEvents) -> bool {
-        self.readiness(0).events.intersects(events | PollEvents::HUP | PollEvents::ERR)
+        self.readiness().events.intersects(events | PollEvents::HUP | PollEvents::ERR)
     }
 
     /// Read into guest memory.
@@ -92,7 +100,8 @@ impl Console {
     /// # Errors
     ///
     /// EAGAIN where the call would wait; otherwise as `readv(2)`.
-    pub fn read(&self, memory: &GuestMemory, segments: &[Segment]) -> Result<usize, Errno> {
+    pub fn read(&mut self, memory: &GuestMemory, segments: &[Segment]) -> Result<usize, Errno> {
+        self.reads = self.reads.wrapping_add(1);
         if self.waits && !self.is_ready(PollEvents::IN) {
             return Err(Errno::AGAIN);
         }
@@ -110,9 +119,10 @@ impl Console {
     /// # Errors
     ///
     /// EAGAIN where the call would wait; otherwise as `writev(2)`.
-    pub fn write(&self, memory: &GuestMemory, segments: &[Segment], skip: u64) -> Result<usize, Errno> {
+    pub fn write(&mut self, memory: &GuestMemory, segments: &[Segment], skip: u64) -> Result<usize, Errno> {
         let most = if self.waits { PIPE_BUF } else { RW_BYTES_MAX };
         if self.waits && !self.is_ready(PollEvents::OUT) {
+            self.stalls = self.stalls.wrapping_add(1);
             return Err(Errno::AGAIN);
         }
         let mut skip = skip;

@@ -81,6 +81,11 @@ impl HostFile {
         self.directory
     }
 
+    /// A fork of a snapshot begins: record locks belong to the process that made them (`fork(2)`).
+    pub fn after_fork(&mut self) {
+        self.record_lock = None;
+    }
+
     /// It as a place in the tree of names.
     #[must_use]
     pub fn node(&self) -> Node {

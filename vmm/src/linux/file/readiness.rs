@@ -30,7 +30,8 @@ impl Files {
     pub(super) fn look(&self, id: FileId, view: &View, looked: &mut Looked) -> Readiness {
         let Ok(slot) = self.get(id) else { return Readiness::of(PollEvents::NVAL) };
         match &slot.file {
-            File::Host(_) | File::Special(_) | File::Console(_) => ALWAYS_READY,
+            File::Host(_) | File::Special(_) => ALWAYS_READY,
+            File::Console(console) => console.readiness(),
             File::Pipe(pipe) => self.channels.get(pipe.channel).map_or(Readiness::of(PollEvents::ERR), |channel| pipe.readiness(channel)),
             File::Pair(end) => self.pair_readiness(end),
             File::Stream(stream) => self.pair_readiness(&stream.end),
@@ -70,6 +71,8 @@ impl Files {
         for slot in self.slots.iter_mut().flatten() {
             if let File::Socket(socket) = &mut slot.file {
                 socket.after_fork();
+            } else if let File::Host(file) = &mut slot.file {
+                file.after_fork();
             }
         }
     }
@@ -97,6 +100,7 @@ impl Files {
     fn host_counters(&self, id: FileId) -> Option<Readiness> {
         match &self.get(id).ok()?.file {
             File::Socket(socket) => Some(Readiness { events: PollEvents::empty(), arrivals: socket.reads, room: socket.stalls }),
+            File::Console(console) => Some(console.counters()),
             _ => None,
         }
     }
@@ -104,6 +108,7 @@ impl Files {
     fn host_polls_of(&self, id: FileId, events: PollEvents, seen: &mut Vec<FileId>, polls: &mut Vec<(Arc<OwnedFd>, PollEvents)>) {
         match self.get(id).map(|slot| &slot.file) {
             Ok(File::Socket(socket)) => polls.extend(socket.host.clone().map(|host| (host, events))),
+            Ok(File::Console(console)) if console.waits() => polls.push((Arc::clone(console.descriptor()), events)),
             Ok(File::Epoll(set)) if !seen.contains(&id) => {
                 seen.push(id);
                 for (member, events) in set.awaited(|member| self.host_counters(member)) {

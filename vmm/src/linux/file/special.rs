@@ -132,7 +132,7 @@ const PROCESS: &[(&str, Node)] = &[
 
 /// What is at a canonical path below /proc, /dev or /sys.
 #[must_use]
-pub fn lookup(kernel: &Kernel, tid: Tid, path: &[u8]) -> Option<Node> {
+pub fn lookup(kernel: &Kernel, path: &[u8]) -> Option<Node> {
     let components: Vec<&[u8]> = guest_path::components(path).collect();
     if let [b"proc", pid, rest @ ..] = components.as_slice()
         && let Some(id) = number(pid)
@@ -142,7 +142,6 @@ pub fn lookup(kernel: &Kernel, tid: Tid, path: &[u8]) -> Option<Node> {
         return (id == process || kernel.threads.peek(id).is_some()).then(|| below_process(kernel, rest))?;
     }
     let text = std::str::from_utf8(path).ok()?;
-    let _ = tid;
     if let Some((_, node)) = FIXED.iter().find(|(name, _)| *name == text) {
         return Some(*node);
     }

@@ -10,7 +10,7 @@ use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(abi::__NR_close, "close", &[Arg::Fd], close),
     partial(
         abi::__NR_close_range,

@@ -14,7 +14,7 @@ use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Call, Errno, Outcome, guest_path};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(abi::__NR_getdents64, "getdents64", &[Arg::Fd, Arg::Pointer, Arg::Uint], getdents64),
     full(abi::__NR_getdents, "getdents", &[Arg::Fd, Arg::Pointer, Arg::Uint], getdents),
     full(abi::__NR_getcwd, "getcwd", &[Arg::Pointer, Arg::Uint], getcwd),

@@ -21,7 +21,7 @@ use crate::linux::table::{Arg, Entry, partial};
 use crate::linux::{Answer, Call, Errno, Kernel, Outcome, Restart, Wait, WaitFor};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[partial(
+pub(super) const ENTRIES: &[Entry] = &[partial(
     abi::__NR_flock,
     "flock",
     &[Arg::Fd, Arg::Hex],

@@ -16,7 +16,7 @@ use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Call, Errno, guest_path, host_path};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(abi::__NR_open, "open", &[Arg::Path, Arg::OpenFlags, Arg::Mode], open),
     full(abi::__NR_creat, "creat", &[Arg::Path, Arg::Mode], creat),
     full(abi::__NR_openat, "openat", &[Arg::Fd, Arg::Path, Arg::OpenFlags, Arg::Mode], openat),

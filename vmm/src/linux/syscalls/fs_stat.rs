@@ -15,7 +15,7 @@ use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Call, Errno, Kernel, Outcome, host_path};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(abi::__NR_stat, "stat", &[Arg::Path, Arg::Pointer], stat),
     full(abi::__NR_fstat, "fstat", &[Arg::Fd, Arg::Pointer], fstat),
     full(abi::__NR_lstat, "lstat", &[Arg::Path, Arg::Pointer], lstat),

@@ -13,7 +13,7 @@ use crate::linux::{Answer, Attempt, Call, Errno, Kernel, Outcome, Restart, Wait,
 use crate::memory::Segment;
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(abi::__NR_read, "read", &[Arg::Fd, Arg::OutBuffer, Arg::Uint], read),
     full(abi::__NR_write, "write", &[Arg::Fd, Arg::Buffer, Arg::Uint], write),
     full(abi::__NR_readv, "readv", &[Arg::Fd, Arg::Pointer, Arg::Uint], readv),
@@ -263,9 +263,9 @@ fn write_special(call: &mut Call<'_>, file: &SpecialFile, segments: &[Segment]) 
 fn write_console(call: &mut Call<'_>, id: FileId, segments: &[Segment]) -> Answer {
     let total = segments.iter().fold(0_u64, |sum, segment| sum.saturating_add(segment.length)).min(RW_BYTES_MAX);
     loop {
-        let slot = call.kernel.files.get(id)?;
+        let slot = call.kernel.files.get_mut(id)?;
         let nonblocking = slot.nonblocking();
-        let File::Console(console) = &slot.file else { return Err(Errno::BADF) };
+        let File::Console(console) = &mut slot.file else { return Err(Errno::BADF) };
         match console.write(call.space.memory(), segments, call.progress) {
             Ok(count) => {
                 call.progress = call.progress.saturating_add(count as u64);

@@ -11,7 +11,7 @@ use crate::linux::table::{Arg, Entry, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[partial(
+pub(super) const ENTRIES: &[Entry] = &[partial(
     abi::__NR_ioctl,
     "ioctl",
     &[Arg::Fd, Arg::Hex, Arg::Pointer],
