@@ -230,6 +230,12 @@ impl Grants {
         }
     }
 
+    /// Whether rights differ somewhere below a canonical path.
+    #[must_use]
+    pub fn has_rule_below(&self, path: &[u8]) -> bool {
+        self.rules.iter().any(|rule| below(path, &rule.path).is_some_and(|rest| !rest.is_empty()))
+    }
+
     /// All mounts with what may be done at their roots, for the guest's mount table.
     pub fn mounts(&self) -> impl Iterator<Item = (&[u8], Access)> {
         self.mounts.iter().map(|mount| (mount.path.as_slice(), self.access(&mount.path)))

@@ -3,6 +3,8 @@
 mod epoll;
 mod event;
 mod fcntl;
+mod fs_attributes;
+mod fs_change;
 mod fs_dir;
 mod fs_lock;
 mod fs_open;
@@ -28,6 +30,8 @@ pub const FAMILIES: &[&[Entry]] = &[
     epoll::ENTRIES,
     event::ENTRIES,
     fcntl::ENTRIES,
+    fs_attributes::ENTRIES,
+    fs_change::ENTRIES,
     fs_dir::ENTRIES,
     fs_lock::ENTRIES,
     fs_open::ENTRIES,
