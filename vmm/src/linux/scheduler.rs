@@ -53,8 +53,9 @@ impl Kernel {
     #[must_use]
     pub fn next_deadline(&self) -> Option<MonotonicNs> {
         let sleepers = self.threads.iter().filter_map(|thread| match &thread.state {
-            State::Blocked(blocked) => blocked.wait.deadline,
-            State::Runnable => None,
+            // One that was woken only waits for its turn.
+            State::Blocked(blocked) if !blocked.woken => blocked.wait.deadline,
+            _ => None,
         });
         sleepers.chain(self.next_timer()).min()
     }
