@@ -15,6 +15,9 @@ use crate::platform::kvm::{Host, Kicker, Vm};
 /// How often a fork's memory is looked at while it computes without system calls, nanoseconds.
 const MEMORY_TICK_NS: u64 = 20_000_000;
 
+/// gettimeofday, time, clock_gettime: made by the vDSO when its page is out of date.
+const CLOCK_CALLS: [usize; 3] = [96, 201, 228];
+
 /// Why [`Sandbox::run`] returned.
 #[derive(Debug)]
 pub enum Pause {
@@ -210,6 +213,9 @@ impl Sandbox {
         let applied = self.kernel.system_call(&mut self.space, tid);
         if self.kernel.threads.len() > threads {
             self.inherit_extended();
+        }
+        if CLOCK_CALLS.contains(&number) {
+            self.update_clock_page();
         }
         self.after_call(tid, applied, (number, args), false);
     }
