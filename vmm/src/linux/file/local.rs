@@ -3,7 +3,7 @@
 use super::channel::{Channel, ChannelId};
 use super::socket_address::Family;
 use super::socket_base::SocketBase;
-use super::{Errno, Files, PollEvents, Readiness};
+use super::{Errno, FileId, Files, PollEvents, Readiness};
 use crate::limits::PIPE_ATOMIC_BYTES;
 
 /// Which end of a pipe.
@@ -115,24 +115,30 @@ impl PairEnd {
 
 impl Files {
     /// The two ends of a pair of channels, as (incoming, outgoing) of one end; the other end has them the other way round.
-    pub(super) fn channel_pair(&mut self, capacity: usize, low_water: usize) -> (ChannelId, ChannelId) {
+    pub(in crate::linux) fn channel_pair(&mut self, capacity: usize, low_water: usize) -> (ChannelId, ChannelId) {
         (self.channels.add(capacity, low_water), self.channels.add(capacity, low_water))
     }
 
     /// `shutdown(2)` of a pair or client stream.
-    pub(super) fn shut_pair(&mut self, end: &mut PairEnd, read: bool, write: bool) {
+    ///
+    /// # Errors
+    ///
+    /// ENOTSOCK for other files.
+    pub fn shut_file(&mut self, file: FileId, read: bool, write: bool) -> Result<(), Errno> {
+        let end = self.get_mut(file)?.file.pair_mut().ok_or(Errno::NOTSOCK)?;
+        let (shut_read, shut_write) = (read && !end.read_shut, write && !end.write_shut);
+        end.read_shut |= read;
+        end.write_shut |= write;
+        let (incoming, outgoing, refuse) = (end.incoming, end.outgoing, end.base.family == Family::Unix);
         self.changes += 1;
-        if read && !end.read_shut {
-            end.read_shut = true;
-            if let Ok(channel) = self.channels.get_mut(end.incoming) {
-                channel.ends += 1;
-                channel.refused = end.base.family == Family::Unix;
-            }
+        if shut_read && let Ok(channel) = self.channels.get_mut(incoming) {
+            channel.ends += 1;
+            channel.refused = refuse;
         }
-        if write && !end.write_shut {
-            end.write_shut = true;
-            self.channels.drop_writer(end.outgoing);
+        if shut_write {
+            self.channels.drop_writer(outgoing);
         }
+        Ok(())
     }
 
     /// The last descriptor of a pair or client stream has gone. Unread bytes make it a reset for the other side.

@@ -20,7 +20,11 @@ pub mod readiness;
 pub mod socket;
 pub mod socket_address;
 pub mod socket_base;
+pub mod socket_bind;
+pub mod socket_connect;
+pub mod socket_options;
 mod socket_io;
+mod socket_path;
 pub mod special;
 pub mod special_process;
 pub mod special_text;
@@ -95,6 +99,14 @@ pub struct View {
 /// The number of an open file description in [`Files`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub(super) u32);
+
+impl FileId {
+    /// The number, for what has to look like a kernel object's identity.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
 
 /// The kinds of open files.
 #[derive(Debug, Clone)]

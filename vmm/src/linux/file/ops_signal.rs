@@ -1,54 +1,96 @@
-//! signalfd's side of signals: taking what is pending (`signalfd(2)`).
+//! Reading a signalfd: pending signals become `struct signalfd_siginfo`s (`signalfd(2)`).
 
-use super::ops::{Received, Step};
+use super::ops::{Received, Step, total_length, wait_for};
 use super::{Errno, File, FileId, PollEvents};
+use crate::linux::Call;
 use crate::linux::signal::SignalInfo;
-use crate::linux::{Call, Restart, Wait, WaitFor};
 use crate::memory::Segment;
 
-/// `sizeof(struct signalfd_siginfo)`.
-const INFO_BYTES: usize = 128;
+/// Size of `struct signalfd_siginfo`.
+const RECORD_BYTES: usize = 128;
+/// `si_code` of an expired timer.
+const SI_TIMER: i32 = -2;
+/// Codes above this one that are not the kernel's own describe a fault.
+const SI_USER: i32 = 0;
+/// `si_code` of signals that the kernel makes.
+const SI_KERNEL: i32 = 0x80;
 
-/// A signal as `struct signalfd_siginfo`.
-fn encode(info: &SignalInfo) -> [u8; INFO_BYTES] {
-    let mut bytes = [0; INFO_BYTES];
-    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(0, &info.signal.to_ne_bytes());
-    put(4, &info.errno.to_ne_bytes());
-    put(8, &info.code.to_ne_bytes());
-    // si_pid and si_uid share the first word of the union with si_tid and si_overrun; si_value is the second.
-    put(12, &info.fields[0].to_ne_bytes());
-    put(44, &(info.fields[1] as u32).to_ne_bytes());
-    put(48, &info.fields[1].to_ne_bytes());
-    bytes
-}
-
-/// `read(2)` of a signalfd.
+/// `read(2)` of a signalfd: as many records as fit and are pending.
 pub(super) fn receive_signals(call: &mut Call<'_>, file: FileId, segments: &[Segment]) -> Result<Step<Received>, Errno> {
-    let slot = call.kernel.files.get(file)?;
-    let (File::Signal(signals), nonblocking) = (&slot.file, slot.nonblocking()) else { return Err(Errno::INVAL) };
-    let mask = signals.mask;
-    let room = segments.iter().fold(0_u64, |sum, segment| sum.saturating_add(segment.length)) / INFO_BYTES as u64;
+    let room = usize::try_from(total_length(segments)).unwrap_or(0) / RECORD_BYTES;
     if room == 0 {
         return Err(Errno::INVAL);
     }
-    let mut count = 0;
-    while count / (INFO_BYTES as u64) < room.min(64) {
-        let Some(info) = call.kernel.take_signal(call.tid, mask) else { break };
-        let stored = call.memory().scatter(segments, count, &encode(&info))?;
-        if let File::Signal(signals) = &mut call.kernel.files.get_mut(file)?.file {
-            signals.taken += 1;
+    let slot = call.kernel.files.get(file)?;
+    let nonblocking = slot.nonblocking();
+    let File::Signal(signals) = &slot.file else { return Err(Errno::INVAL) };
+    let mask = signals.mask;
+    let mut bytes = Vec::new();
+    while bytes.len() / RECORD_BYTES < room
+        && let Some(info) = call.kernel.take_signal(call.tid, mask)
+    {
+        bytes.extend(record(&info));
+    }
+    if bytes.is_empty() {
+        return if nonblocking { Err(Errno::AGAIN) } else { wait_for(call, file, PollEvents::IN, 0) };
+    }
+    if let File::Signal(signals) = &mut call.kernel.files.get_mut(file)?.file {
+        signals.taken = signals.taken.wrapping_add((bytes.len() / RECORD_BYTES) as u64);
+    }
+    let count = call.space.memory().scatter(segments, 0, &bytes)? / RECORD_BYTES * RECORD_BYTES;
+    if count == 0 {
+        return Err(Errno::FAULT);
+    }
+    Ok(Step::Done(Received { count: count as u64, full: count as u64, ..Received::default() }))
+}
+
+fn record(info: &SignalInfo) -> [u8; RECORD_BYTES] {
+    let mut bytes = [0; RECORD_BYTES];
+    let mut put = |at: usize, value: &[u8]| {
+        if let Some(place) = bytes.get_mut(at..at + value.len()) {
+            place.copy_from_slice(value);
         }
-        if stored < INFO_BYTES {
-            return Err(Errno::FAULT);
+    };
+    put(0, &info.signal.to_ne_bytes());
+    put(4, &info.errno.to_ne_bytes());
+    put(8, &info.code.to_ne_bytes());
+    let [first, second, ..] = info.fields;
+    let (low, high) = ((first as u32).to_ne_bytes(), ((first >> 32) as u32).to_ne_bytes());
+    match info.code {
+        SI_TIMER => {
+            put(24, &low);
+            put(32, &high);
         }
-        count += INFO_BYTES as u64;
+        code if code > SI_USER && code != SI_KERNEL => put(72, &first.to_ne_bytes()),
+        _ => {
+            put(12, &low);
+            put(16, &high);
+        }
     }
-    if count > 0 {
-        return Ok(Step::Done(Received { count, full: count, ..Received::default() }));
+    if info.code < SI_USER {
+        put(44, &(second as u32).to_ne_bytes());
+        put(48, &second.to_ne_bytes());
     }
-    if nonblocking {
-        return Err(Errno::AGAIN);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
     }
-    Ok(Step::Block(Wait { on: WaitFor::Files(vec![(file, PollEvents::IN)]), deadline: None, restart: Restart::IfAsked }))
+
+    #[test]
+    fn a_users_signal_names_its_sender() {
+        let bytes = record(&SignalInfo::user(10, 0, 42, 1000));
+        assert_eq!((word(&bytes, 0), word(&bytes, 12), word(&bytes, 16)), (10, 42, 1000));
+    }
+
+    #[test]
+    fn a_fault_names_its_address() {
+        let bytes = record(&SignalInfo::fault(11, 1, 0x1234_5678_9abc));
+        assert_eq!((word(&bytes, 72), word(&bytes, 76), word(&bytes, 12)), (0x5678_9abc, 0x1234, 0));
+    }
 }

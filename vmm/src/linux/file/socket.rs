@@ -106,6 +106,17 @@ impl Socket {
         }
     }
 
+    /// The error that the host holds for it (SO_ERROR), which is thereby forgotten.
+    pub fn take_host_error(&mut self) -> Option<Errno> {
+        let errno = sockopt::socket_error(self.host.as_deref()?).ok()?.err()?;
+        if self.progress == Progress::Connecting {
+            // The attempt has failed; another one begins afresh.
+            self.progress = Progress::Fresh;
+            self.host = None;
+        }
+        Some(errno)
+    }
+
     /// Whether the host says that it is connected; a connection that was being made may have come about meanwhile.
     pub fn is_connected(&mut self) -> bool {
         if self.progress == Progress::Connecting

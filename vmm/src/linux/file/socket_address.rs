@@ -137,6 +137,41 @@ impl Address {
         bytes
     }
 
+    /// Any address and any port.
+    #[must_use]
+    pub const fn any(family: Family) -> Self {
+        match family {
+            Family::Inet => Self::Inet(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)),
+            Family::Inet6 => Self::Inet(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0)),
+            Family::Unix => Self::Unnamed,
+        }
+    }
+
+    /// The same with another port.
+    #[must_use]
+    pub fn with_port(&self, port: u16) -> Self {
+        match self {
+            Self::Inet(address) => Self::Inet(SocketAddr::new(address.ip(), port)),
+            other => other.clone(),
+        }
+    }
+
+    /// A destination with an unspecified address means this machine: say so, because grants go by what is reached.
+    #[must_use]
+    pub fn on_this_machine(&self) -> Self {
+        match self {
+            Self::Inet(address) if address.ip().to_canonical().is_unspecified() => {
+                let ip = match address.ip() {
+                    IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                    IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => IpAddr::V6(Ipv4Addr::LOCALHOST.to_ipv6_mapped()),
+                    IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+                };
+                Self::Inet(SocketAddr::new(ip, address.port()))
+            }
+            other => other.clone(),
+        }
+    }
+
     /// As a socket of this family sees it: IPv4 clients of an IPv6 socket have IPv4-mapped addresses.
     #[must_use]
     pub fn seen_by(&self, family: Family) -> Self {

@@ -279,6 +279,7 @@ pub fn apply_all(host: &OwnedFd, base: &SocketBase) {
         let _ = sockopt::set_socket_broadcast(host, options.broadcast);
         let _ = sockopt::set_socket_keepalive(host, options.keep_alive);
         let _ = sockopt::set_socket_oobinline(host, options.inline_urgent);
+        let _ = sockopt::set_socket_reuseaddr(host, options.reuse_address);
         let _ = sockopt::set_socket_reuseport(host, options.reuse_port);
         // Time spent lingering would be ours: only the abortive form is passed on.
         let _ = sockopt::set_socket_linger(host, (options.linger == (true, 0)).then_some(Duration::ZERO));

@@ -49,6 +49,8 @@ pub struct Listener {
     pub queue: VecDeque<Pending>,
     /// The host socket that is bound to the address.
     pub host: Option<Arc<OwnedFd>>,
+    /// Canonical path of a unix socket's name, by which programs of this VM find it.
+    pub path: Option<Vec<u8>>,
     /// Counts connections that arrived.
     arrivals: u64,
 }
@@ -57,7 +59,7 @@ impl Listener {
     /// A bound socket that does not listen yet.
     #[must_use]
     pub const fn new(base: SocketBase, host: Option<Arc<OwnedFd>>) -> Self {
-        Self { base, listening: false, backlog: 0, queue: VecDeque::new(), host, arrivals: 0 }
+        Self { base, listening: false, backlog: 0, queue: VecDeque::new(), host, path: None, arrivals: 0 }
     }
 
     /// What `poll(2)` says of it. A TCP socket that is neither connected nor listening is writable and hung up.
@@ -136,7 +138,7 @@ impl Files {
     }
 
     /// Nobody will accept what waits: the clients see their connections reset.
-    pub(super) fn refuse_queue(&mut self, queue: VecDeque<Pending>, base: &SocketBase) {
+    pub(in crate::linux) fn refuse_queue(&mut self, queue: VecDeque<Pending>, base: &SocketBase) {
         for pending in queue {
             let end = PairEnd::new(base.accepted(pending.local, pending.peer), pending.incoming, pending.outgoing);
             self.reset_peer(&end);
@@ -148,14 +150,17 @@ impl Files {
     #[must_use]
     pub fn own_listener(&self, family: Family, target: &Address) -> Option<FileId> {
         self.iter().find_map(|(id, slot)| match &slot.file {
-            File::Listener(listener) if listener.listening && reachable(&listener.base, family, target) => Some(id),
+            File::Listener(listener) if listener.listening && reachable(listener, family, target) => Some(id),
             _ => None,
         })
     }
 }
 
-fn reachable(base: &SocketBase, family: Family, target: &Address) -> bool {
-    let same_kind = (base.family == Family::Unix) == (family == Family::Unix);
+fn reachable(listener: &Listener, family: Family, target: &Address) -> bool {
+    let base = &listener.base;
+    if let Address::Unix(path) = target {
+        return listener.path.as_ref() == Some(path);
+    }
     let v6_only = base.family == Family::Inet6 && base.options.v6_only && target.canonical().is_some_and(|address| address.is_ipv4());
-    same_kind && !v6_only && base.local.accepts(target)
+    family != Family::Unix && !v6_only && base.local.accepts(target)
 }

@@ -13,6 +13,9 @@ mod futex;
 mod io;
 mod ioctl;
 mod memory;
+mod net;
+mod net_message;
+mod net_options;
 mod poll;
 mod prctl;
 mod process;
@@ -40,6 +43,9 @@ pub const FAMILIES: &[&[Entry]] = &[
     io::ENTRIES,
     ioctl::ENTRIES,
     memory::ENTRIES,
+    net::ENTRIES,
+    net_message::ENTRIES,
+    net_options::ENTRIES,
     poll::ENTRIES,
     prctl::ENTRIES,
     process::ENTRIES,
