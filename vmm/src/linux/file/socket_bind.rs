@@ -107,13 +107,15 @@ fn check_conflict(files: &Files, base: &SocketBase, address: &Address, listens: 
             wanted.ip() == taken.ip() || wanted.ip().is_unspecified() || taken.ip().is_unspecified()
         } else {
             // A dual-stack wildcard covers IPv4 too.
-            (wanted.is_ipv6() && wanted.ip().is_unspecified() && !only_v6(base)) || (taken.is_ipv6() && taken.ip().is_unspecified() && !only_v6(&other.base))
+            (wanted.is_ipv6() && wanted.ip().is_unspecified() && !only_v6(base))
+                || (taken.is_ipv6() && taken.ip().is_unspecified() && !only_v6(&other.base))
         };
         let shares_port = base.options.reuse_port && other.base.options.reuse_port;
         let shares_address = base.options.reuse_address && other.base.options.reuse_address && !other.listening && !listens;
         overlap && wanted.port() == taken.port() && !shares_port && !shares_address
     };
-    let taken = files.iter().any(|(_, slot)| matches!(&slot.file, File::Listener(other) if (!listens || other.listening) && conflicts(other)));
+    let taken =
+        files.iter().any(|(_, slot)| matches!(&slot.file, File::Listener(other) if (!listens || other.listening) && conflicts(other)));
     if taken { Err(Errno::ADDRINUSE) } else { Ok(()) }
 }
 
@@ -141,7 +143,9 @@ fn bind_unix(kernel: &mut Kernel, tid: Tid, file: FileId, address: &Address, kin
         *socket = Socket { host: Some(Arc::new(host)), ..Socket::new(base) };
         return Ok(());
     }
-    become_listener(kernel, file, Listener { path: Some(place.path), ..Listener::new(base, Some(Arc::new(host))) })
+    let mut listener = Listener::new(base, Some(Arc::new(host)));
+    listener.path = Some(place.path);
+    become_listener(kernel, file, listener)
 }
 
 /// `listen(2)`.

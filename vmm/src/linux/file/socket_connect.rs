@@ -25,7 +25,9 @@ pub fn connect(call: &mut Call<'_>, file: FileId, named: Named) -> Result<Step<(
         Named::Unspecified => return dissolve(socket).map(Step::Done),
         Named::Address(family, address) if family == socket.base.family => address,
         // An IPv6 datagram socket may name an IPv4 peer by an AF_INET address.
-        Named::Address(Family::Inet, address) if socket.base.family == Family::Inet6 && socket.base.kind == Kind::Datagram => address.seen_by(Family::Inet6),
+        Named::Address(Family::Inet, address) if socket.base.family == Family::Inet6 && socket.base.kind == Kind::Datagram => {
+            address.seen_by(Family::Inet6)
+        }
         Named::Address(..) => return Err(Errno::AFNOSUPPORT),
     };
     let address = address.on_this_machine();
@@ -188,7 +190,8 @@ fn connect_inside(call: &mut Call<'_>, file: FileId, base: &SocketBase, listener
     };
     // A full TCP queue drops the attempt and the client tries again; here nobody would.
     let refused = if base.family == Family::Unix { Errno::AGAIN } else { Errno::CONNREFUSED };
-    let (incoming, outgoing) = files.enqueue(listener, &local, target, true).map_err(|errno| if errno == Errno::AGAIN { refused } else { errno })?;
+    let (incoming, outgoing) =
+        files.enqueue(listener, &local, target, true).map_err(|errno| if errno == Errno::AGAIN { refused } else { errno })?;
     // To a watcher that knew the fresh socket the connection is an edge.
     files.channel(incoming)?.ends += 1;
     let base = SocketBase { local, peer: target.clone(), ..base.clone() };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::net as host;
 use rustix::net::{RecvAncillaryBuffer, ReturnFlags, SendAncillaryBuffer, SocketAddrUnix};
 
-use super::ops::{RecvFlags, Received, SendFlags, Step, broken_pipe, total_length, wait_for};
+use super::ops::{Received, RecvFlags, SendFlags, Step, broken_pipe, total_length, wait_for};
 use super::socket::{Progress, Socket, from_host};
 use super::socket_address::{Address, Family, Kind};
 use super::{Errno, File, FileId, PollEvents, socket_connect, socket_path};
@@ -167,7 +167,13 @@ fn send_once(call: &Call<'_>, open: &Open, segments: &[Segment], destination: &D
 }
 
 /// Send on a host socket; `to` is the destination of a datagram.
-pub(super) fn send(call: &mut Call<'_>, file: FileId, segments: &[Segment], flags: SendFlags, to: Option<&Address>) -> Result<Step<u64>, Errno> {
+pub(super) fn send(
+    call: &mut Call<'_>,
+    file: FileId,
+    segments: &[Segment],
+    flags: SendFlags,
+    to: Option<&Address>,
+) -> Result<Step<u64>, Errno> {
     let destination = destination(call, file, to)?;
     let open = match open(call, file, flags.contains(SendFlags::DONTWAIT), true) {
         Ok(open) => open,

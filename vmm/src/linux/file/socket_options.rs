@@ -207,7 +207,13 @@ fn set_socket(base: &mut SocketBase, option: u32, value: &[u8]) -> Result<(), Er
         raw::SO_SNDTIMEO_OLD | raw::SO_SNDTIMEO_NEW => options.send_timeout = timeout(value)?,
         // Only a hint of where packets are worked on; there is one CPU.
         SO_INCOMING_CPU => {}
-        raw::SO_PRIORITY | raw::SO_MARK | raw::SO_BINDTODEVICE | raw::SO_SNDBUFFORCE | raw::SO_RCVBUFFORCE | SO_BUSY_POLL | raw::SO_DEBUG => {
+        raw::SO_PRIORITY
+        | raw::SO_MARK
+        | raw::SO_BINDTODEVICE
+        | raw::SO_SNDBUFFORCE
+        | raw::SO_RCVBUFFORCE
+        | SO_BUSY_POLL
+        | raw::SO_DEBUG => {
             return Err(Errno::PERM);
         }
         // Sent pages would be referred to after a reset.
@@ -331,7 +337,9 @@ mod tests {
     #[test]
     fn what_is_set_is_read_back() {
         let mut base = tcp();
-        for (level, option, value) in [(LEVEL_SOCKET, raw::SO_KEEPALIVE, 1), (LEVEL_TCP, TCP_NODELAY, 1), (LEVEL_TCP, TCP_KEEPIDLE, 30), (LEVEL_IP, IP_TOS, 16)] {
+        for (level, option, value) in
+            [(LEVEL_SOCKET, raw::SO_KEEPALIVE, 1), (LEVEL_TCP, TCP_NODELAY, 1), (LEVEL_TCP, TCP_KEEPIDLE, 30), (LEVEL_IP, IP_TOS, 16)]
+        {
             set(&mut base, level, option, &i32::to_ne_bytes(value)).expect("allowed");
             assert_eq!(get_number(&base, level, option), value);
         }

@@ -10,7 +10,7 @@ use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Attempt, Call, Errno, Outcome, Restart, Wait, WaitFor};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(raw::__NR_epoll_create, "epoll_create", &[Arg::Int], epoll_create),
     full(raw::__NR_epoll_create1, "epoll_create1", &[Arg::Hex], epoll_create1),
     full(raw::__NR_epoll_ctl, "epoll_ctl", &[Arg::Fd, Arg::Int, Arg::Fd, Arg::Pointer], epoll_ctl),

@@ -13,7 +13,7 @@ use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Call, Errno, Kernel, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(raw::__NR_pipe, "pipe", &[Arg::Pointer], pipe),
     full(raw::__NR_pipe2, "pipe2", &[Arg::Pointer, Arg::Hex], pipe2),
     full(raw::__NR_eventfd, "eventfd", &[Arg::Uint], eventfd),

@@ -7,7 +7,7 @@ use super::event::{install, install_two};
 use crate::limits::{BACKLOG_MAX, PIPE_BYTES, SOCKET_ADDRESS_MAX};
 use crate::linux::file::local::{PairEnd, stream_low_water};
 use crate::linux::file::ops::{Step, wait_for};
-use crate::linux::file::socket::{Progress, Socket};
+use crate::linux::file::socket::Socket;
 use crate::linux::file::socket_address::{Address, Family, Kind, Named};
 use crate::linux::file::socket_base::SocketBase;
 use crate::linux::file::{File, FileId, PollEvents, socket_bind, socket_connect};
@@ -15,7 +15,7 @@ use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     partial(general::__NR_socket, "socket", &[Arg::Int, Arg::Hex, Arg::Int], socket, "TCP, UDP and unix sockets only"),
     full(general::__NR_socketpair, "socketpair", &[Arg::Int, Arg::Hex, Arg::Int, Arg::Pointer], socketpair),
     partial(general::__NR_bind, "bind", &[Arg::Fd, Arg::Pointer, Arg::Uint], bind, "within the grants; no abstract unix names"),

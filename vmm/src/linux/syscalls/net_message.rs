@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::net::{read_address, write_address};
 use crate::limits::{IOV_MAX, SOCKET_ADDRESS_MAX};
-use crate::linux::file::ops::{self, RecvFlags, Received, SendFlags, Step};
+use crate::linux::file::ops::{self, Received, RecvFlags, SendFlags, Step};
 use crate::linux::file::socket_address::{Address, Family, Kind, Named};
 use crate::linux::file::{File, FileId};
 use crate::linux::table::{Arg, Entry, full, partial};
@@ -13,7 +13,7 @@ use crate::linux::{Answer, Attempt, Call, Errno, Outcome, Wait};
 use crate::memory::Segment;
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(general::__NR_sendto, "sendto", &[Arg::Fd, Arg::Buffer, Arg::Uint, Arg::Hex, Arg::Pointer, Arg::Uint], sendto),
     full(general::__NR_recvfrom, "recvfrom", &[Arg::Fd, Arg::OutBuffer, Arg::Uint, Arg::Hex, Arg::Pointer, Arg::Pointer], recvfrom),
     partial(general::__NR_sendmsg, "sendmsg", &[Arg::Fd, Arg::Pointer, Arg::Hex], sendmsg, NO_RIGHTS),
@@ -34,6 +34,10 @@ const CONTROL_MAX: u64 = 20_480;
 /// SCM_RIGHTS and SCM_CREDENTIALS.
 const SCM_RIGHTS: u32 = 1;
 const SCM_CREDENTIALS: u32 = 2;
+/// MSG_FASTOPEN.
+const MSG_FASTOPEN: u32 = 0x2000_0000;
+/// MSG_WAITFORONE.
+const MSG_WAITFORONE: u32 = 0x1_0000;
 /// UDP_SEGMENT, which would make many packets of one message.
 const UDP_SEGMENT: u32 = 103;
 
@@ -58,7 +62,7 @@ const MULTI_BYTES: u64 = 64;
 const _: () = assert!(size_of::<Header>() as u64 == HEADER_BYTES);
 
 fn send_flags(flags: u32) -> Result<SendFlags, Errno> {
-    if flags & (raw::MSG_OOB | raw::MSG_FASTOPEN) != 0 {
+    if flags & (raw::MSG_OOB | MSG_FASTOPEN) != 0 {
         return Err(Errno::OPNOTSUPP);
     }
     Ok(SendFlags::from_bits_truncate(flags))
@@ -176,7 +180,8 @@ fn check_control(call: &mut Call<'_>, file: FileId, header: &Header) -> Result<(
     let bytes = call.memory().read_vec(header.control, usize::try_from(header.control_length).map_err(|_| Errno::NOBUFS)?)?;
     let mut rest = bytes.as_slice();
     while let Some(head) = rest.first_chunk::<16>() {
-        let [length, level_and_type] = [0, 8].map(|at| head.get(at..).and_then(|part| part.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word)));
+        let [length, level_and_type] =
+            [0, 8].map(|at| head.get(at..).and_then(|part| part.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word)));
         let length = usize::try_from(length).ok().filter(|&length| length >= 16 && length <= rest.len()).ok_or(Errno::INVAL)?;
         let (level, kind) = (level_and_type as u32, (level_and_type >> 32) as u32);
         if family == Family::Unix && level == raw::SOL_SOCKET && kind == SCM_RIGHTS {
@@ -284,7 +289,7 @@ fn recvmmsg(call: &mut Call<'_>) -> Answer {
     let mut received = call.progress;
     while received < count {
         let at = field(call.args[1], received * MULTI_BYTES)?;
-        let hurry = received > 0 && call.uint(3) & raw::MSG_WAITFORONE != 0;
+        let hurry = received > 0 && call.uint(3) & MSG_WAITFORONE != 0;
         call.progress = 0;
         match receive_message(call, file, at, if hurry { flags | RecvFlags::DONTWAIT } else { flags }) {
             Ok(Step::Done(bytes)) => {

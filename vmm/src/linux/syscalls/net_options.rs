@@ -8,9 +8,21 @@ use crate::linux::table::{Arg, Entry, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
-    partial(general::__NR_setsockopt, "setsockopt", &[Arg::Fd, Arg::Int, Arg::Int, Arg::Pointer, Arg::Uint], setsockopt, "a list of harmless options; others are unknown"),
-    partial(general::__NR_getsockopt, "getsockopt", &[Arg::Fd, Arg::Int, Arg::Int, Arg::Pointer, Arg::Pointer], getsockopt, "likewise; no TCP_INFO"),
+pub(super) const ENTRIES: &[Entry] = &[
+    partial(
+        general::__NR_setsockopt,
+        "setsockopt",
+        &[Arg::Fd, Arg::Int, Arg::Int, Arg::Pointer, Arg::Uint],
+        setsockopt,
+        "a list of harmless options; others are unknown",
+    ),
+    partial(
+        general::__NR_getsockopt,
+        "getsockopt",
+        &[Arg::Fd, Arg::Int, Arg::Int, Arg::Pointer, Arg::Pointer],
+        getsockopt,
+        "likewise; no TCP_INFO",
+    ),
 ];
 
 /// No option that we know is longer.

@@ -9,7 +9,7 @@ use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Attempt, Call, Errno, MonotonicNs, Outcome, Restart, Wait, WaitFor};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(raw::__NR_poll, "poll", &[Arg::Pointer, Arg::Uint, Arg::Int], poll),
     full(raw::__NR_ppoll, "ppoll", &[Arg::Pointer, Arg::Uint, Arg::Timespec, Arg::Pointer, Arg::Uint], ppoll),
     full(raw::__NR_select, "select", &[Arg::Int, Arg::Pointer, Arg::Pointer, Arg::Pointer, Arg::Pointer], select),
