@@ -29,7 +29,7 @@ START_S = 60.0
 STOP_S = 20.0
 # A line of the log that says that the isolation itself is broken; no test may ever see one.
 FATAL_LOG = re.compile(
-    r"panicked|internal error|differs from (its|the) snapshot|mismatch|poisoned|Traceback", re.IGNORECASE
+    r"panicked|internal error|differs from (its|the) snapshot|cannot reset a VM|Traceback", re.IGNORECASE
 )
 
 INSTALL_HINTS = {
