@@ -79,7 +79,7 @@ static void tcp(void)
         ssize_t moved = sent < sizeof big ? send(fd, big + sent, sizeof big - sent > 8192 ? 8192 : sizeof big - sent, MSG_NOSIGNAL) : 0;
         sent += moved > 0 ? (size_t)moved : 0;
         moved = recv(fd, back + got, sizeof back - got, sent < sizeof big ? MSG_DONTWAIT : 0);
-        if (moved == 0)
+        if (moved == 0 || (moved < 0 && errno != EAGAIN))
             break;
         got += moved > 0 ? (size_t)moved : 0;
     }
