@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 /// One host path that appears inside the guest at another place (`--volume host:guest[:r|rw]`).
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Volume {
     /// Absolute path on the host.
     pub host: String,

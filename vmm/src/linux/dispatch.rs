@@ -1,14 +1,16 @@
 //! One system call from number to outcome, and what the outcome does to the thread that made it.
 
 use super::thread::{Blocked, State, Tid};
-use super::{Answer, Attempt, Call, Errno, Kernel, MonotonicNs, Outcome, table};
+use super::{Answer, Attempt, Call, Errno, Execute, Kernel, MonotonicNs, Outcome, table};
 use crate::memory::AddressSpace;
 
 /// What became of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Applied {
     /// The result is in the thread's RAX (or all its registers were replaced): it can go on.
     Done,
+    /// The process is to run another program; if that fails, the call has to be given its errno.
+    Execute(Box<Execute>),
     /// The thread sleeps.
     Blocked,
     /// The thread is no more.
@@ -66,6 +68,7 @@ impl Kernel {
     ) -> Applied {
         let result = match answer {
             Ok(Outcome::Return(value)) => value,
+            Ok(Outcome::Execute(execute)) => return Applied::Execute(execute),
             Ok(Outcome::Replaced) => return Applied::Done,
             Ok(Outcome::ExitThread(status)) => {
                 self.exit_thread(space, tid, status);
@@ -109,6 +112,8 @@ impl Kernel {
     }
 }
 
-fn error_value(errno: Errno) -> u64 {
+/// RAX of a call that failed.
+#[must_use]
+pub fn error_value(errno: Errno) -> u64 {
     i64::from(-errno.raw_os_error()).cast_unsigned()
 }

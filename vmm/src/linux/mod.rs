@@ -61,8 +61,21 @@ pub enum Outcome {
     ExitThread(i32),
     /// The whole process ends (`exit_group`).
     ExitProcess(i32),
+    /// The process is to run another program (`execve`).
+    Execute(Box<Execute>),
     /// The handler has put new registers into the thread (`rt_sigreturn`, `execve`): RAX is not touched.
     Replaced,
+}
+
+/// The program that a process is to run instead of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Execute {
+    /// Canonical guest path of the file.
+    pub path: Vec<u8>,
+    /// `argv`.
+    pub arguments: Vec<Vec<u8>>,
+    /// `environ`.
+    pub environment: Vec<Vec<u8>>,
 }
 
 impl Outcome {

@@ -81,9 +81,6 @@ pub(super) const REFUSED: &[(Refusal, &str, &[&str])] = &[
     (Refusal::AccessDenied, "the performance counters belong to the host", &[
         "perf_event_open",
     ]),
-    (Refusal::NotPermitted, "a guest is one program for now", &[
-        "execve", "execveat",
-    ]),
     (Refusal::NoSuchCall, "keeps referring to memory after a reset; a kernel built without io_uring", &[
         "io_uring_setup", "io_uring_enter", "io_uring_register", "vmsplice",
     ]),

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use rustix::fs::{Access, AtFlags, CWD, FileType};
 use rustix::io::Errno;
 
-use crate::config::SandboxConfig;
+use crate::config::{SandboxConfig, Volume};
 use crate::cpu::{FIXED_RFLAGS, Registers};
 use crate::limits::{PAGE, STACK_BYTES};
 use crate::linux::process::Identity;
@@ -58,6 +58,33 @@ impl<F: Fn(&[u8]) -> Result<OwnedFd, Errno>> OpenProgram for F {
     }
 }
 
+/// What to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Command {
+    /// Absolute guest path of the program file.
+    pub program: Vec<u8>,
+    /// `argv`, with `argv[0]`.
+    pub arguments: Vec<Vec<u8>>,
+    /// `environ`.
+    pub environment: Vec<Vec<u8>>,
+    /// Relative interpreters count from here.
+    pub working_directory: Vec<u8>,
+    /// Host paths that appear elsewhere in the guest.
+    pub volumes: Vec<Volume>,
+}
+
+impl From<&SandboxConfig> for Command {
+    fn from(config: &SandboxConfig) -> Self {
+        Self {
+            program: config.program.clone().into_bytes(),
+            arguments: std::iter::once(&config.name).chain(&config.arguments).map(|argument| argument.clone().into_bytes()).collect(),
+            environment: config.environment.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
+            working_directory: config.working_directory.clone().into_bytes(),
+            volumes: config.volumes.clone(),
+        }
+    }
+}
+
 /// A process that can start.
 #[derive(Debug)]
 pub struct Loaded {
@@ -73,14 +100,14 @@ pub struct Loaded {
     pub clock_page: Option<u64>,
 }
 
-/// Load the program of `config` into an empty address space.
+/// Load the program of `command` into an empty address space.
 ///
 /// # Errors
 ///
 /// [`LoadError`]; the address space is then of no use any more.
-pub fn load(config: &SandboxConfig, files: &impl OpenProgram, space: &mut AddressSpace) -> Result<Loaded, LoadError> {
-    let program = find(config, files)?;
-    let interpreter = program.elf.interpreter.as_deref().map(|path| open_interpreter(config, files, &program, path)).transpose()?;
+pub fn load(command: &Command, files: &impl OpenProgram, space: &mut AddressSpace) -> Result<Loaded, LoadError> {
+    let program = find(command, files)?;
+    let interpreter = program.elf.interpreter.as_deref().map(|path| open_interpreter(command, files, &program, path)).transpose()?;
 
     let mapped = map_image(space, &program, Role::Program)?;
     // Before anything else is placed, so that the address space can keep room for the heap.
@@ -91,8 +118,8 @@ pub fn load(config: &SandboxConfig, files: &impl OpenProgram, space: &mut Addres
     let vdso = vdso::map(space).map_err(|errno| LoadError::Map { path: "[vdso]".into(), errno })?;
 
     let entry = interpreted.as_ref().map_or((program.elf.entry, mapped.bias), |(interpreter, mapped)| (interpreter.elf.entry, mapped.bias));
-    let identity = identity(config, &program, auxv(&program, mapped, interpreted.as_ref().map(|(_, mapped)| mapped.bias), vdso.image));
-    let stack = place_stack(space, config, &program, &identity)?;
+    let identity = identity(command, &program, auxv(&program, mapped, interpreted.as_ref().map(|(_, mapped)| mapped.bias), vdso.image));
+    let stack = place_stack(space, command, &program, &identity)?;
     Ok(Loaded {
         registers: Registers {
             rip: user_address(entry.0.wrapping_add(entry.1), &program)?,
@@ -100,7 +127,7 @@ pub fn load(config: &SandboxConfig, files: &impl OpenProgram, space: &mut Addres
             rflags: FIXED_RFLAGS,
             ..Registers::default()
         },
-        name: thread_name(config.program.as_bytes()),
+        name: thread_name(&command.program),
         identity: Identity { auxv: stack.auxv, ..identity },
         random_address: stack.random_address,
         clock_page: Some(vdso.clock_page),
@@ -118,12 +145,11 @@ struct Image {
 }
 
 /// The ELF file to run: the program, or the interpreter at the end of a chain of scripts.
-fn find(config: &SandboxConfig, files: &impl OpenProgram) -> Result<Image, LoadError> {
-    let mut path = config.program.as_bytes().to_vec();
-    let mut arguments: Vec<Vec<u8>> =
-        std::iter::once(&config.name).chain(&config.arguments).map(|argument| argument.as_bytes().to_vec()).collect();
+fn find(command: &Command, files: &impl OpenProgram) -> Result<Image, LoadError> {
+    let mut path = command.program.clone();
+    let mut arguments = command.arguments.clone();
     for depth in 0..=script::NESTED_MAX {
-        let file = open(files, &path).map_err(|error| if depth == 0 { error } else { error.of_interpreter(config.program.as_bytes()) })?;
+        let file = open(files, &path).map_err(|error| if depth == 0 { error } else { error.of_interpreter(&command.program) })?;
         let mut head = [0; script::HEAD_BYTES];
         let length = file.read_at(0, &mut head).map_err(|errno| LoadError::not_readable(&path, errno))?;
         let head = head.get(..length).unwrap_or_default();
@@ -133,23 +159,23 @@ fn find(config: &SandboxConfig, files: &impl OpenProgram) -> Result<Image, LoadE
         };
         // The script's own name takes the place of argv[0].
         arguments.splice(..arguments.len().min(1), std::iter::once(interpreter.path.clone()).chain(interpreter.argument).chain([path]));
-        path = absolute(config, interpreter.path);
+        path = absolute(command, interpreter.path);
     }
-    Err(LoadError::not_executable(config.program.as_bytes(), Reason::ScriptsNested))
+    Err(LoadError::not_executable(&command.program, Reason::ScriptsNested))
 }
 
-fn open_interpreter(config: &SandboxConfig, files: &impl OpenProgram, program: &Image, path: &[u8]) -> Result<Image, LoadError> {
-    let path = absolute(config, path.to_vec());
+fn open_interpreter(command: &Command, files: &impl OpenProgram, program: &Image, path: &[u8]) -> Result<Image, LoadError> {
+    let path = absolute(command, path.to_vec());
     let file = open(files, &path).map_err(|error| error.of_interpreter(&program.path))?;
     parse_image(file, path, Vec::new())
 }
 
 /// Relative interpreters count from the working directory.
-fn absolute(config: &SandboxConfig, path: Vec<u8>) -> Vec<u8> {
+fn absolute(command: &Command, path: Vec<u8>) -> Vec<u8> {
     if path.starts_with(b"/") {
         return path;
     }
-    [config.working_directory.as_bytes(), b"/", &path].concat()
+    [command.working_directory.as_slice(), b"/", &path].concat()
 }
 
 fn parse_image(file: OwnedFd, path: Vec<u8>, arguments: Vec<Vec<u8>>) -> Result<Image, LoadError> {
@@ -215,11 +241,11 @@ fn auxv(program: &Image, mapped: Mapped, interpreter_base: Option<u64>, vdso: u6
     ]
 }
 
-fn identity(config: &SandboxConfig, program: &Image, auxv: Vec<(u64, u64)>) -> Identity {
+fn identity(command: &Command, program: &Image, auxv: Vec<(u64, u64)>) -> Identity {
     Identity {
-        executable: executable_path(config, program),
+        executable: executable_path(command, program),
         arguments: program.arguments.clone(),
-        environment: config.environment.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
+        environment: command.environment.clone(),
         auxv,
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
@@ -228,11 +254,11 @@ fn identity(config: &SandboxConfig, program: &Image, auxv: Vec<(u64, u64)>) -> I
 }
 
 /// The executable's path with all symbolic links resolved, as /proc/self/exe shows it, in the guest's names.
-fn executable_path(config: &SandboxConfig, program: &Image) -> Vec<u8> {
+fn executable_path(command: &Command, program: &Image) -> Vec<u8> {
     let link = format!("/proc/self/fd/{}", program.file.as_raw_fd());
     let Ok(host) = rustix::fs::readlink(link, Vec::new()) else { return program.path.clone() };
     let host = host.into_bytes();
-    for volume in &config.volumes {
+    for volume in &command.volumes {
         if let Some(rest) = host.strip_prefix(volume.host.trim_end_matches('/').as_bytes())
             && (rest.is_empty() || rest.starts_with(b"/"))
         {
@@ -252,7 +278,7 @@ fn thread_name(program: &[u8]) -> [u8; 16] {
 }
 
 /// Map the stack with a gap below it and fill it.
-fn place_stack(space: &mut AddressSpace, config: &SandboxConfig, program: &Image, identity: &Identity) -> Result<Stack, LoadError> {
+fn place_stack(space: &mut AddressSpace, command: &Command, program: &Image, identity: &Identity) -> Result<Stack, LoadError> {
     let failed = |errno| LoadError::Map { path: "[stack]".into(), errno };
     let mut protection = Protection::READ | Protection::WRITE;
     protection.set(Protection::EXEC, program.elf.executable_stack);
@@ -274,7 +300,7 @@ fn place_stack(space: &mut AddressSpace, config: &SandboxConfig, program: &Image
     let contents = stack::Contents {
         arguments: &identity.arguments,
         environment: &identity.environment,
-        file_name: config.program.as_bytes(),
+        file_name: &command.program,
         auxv: &identity.auxv,
         random,
     };

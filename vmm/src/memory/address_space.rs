@@ -310,6 +310,18 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Unmap everything: another program takes the process over.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn clear(&mut self) -> Result<(), Errno> {
+        self.unmap(0, self.size())?;
+        self.brk = Brk::default();
+        self.clock_page = None;
+        Ok(())
+    }
+
     /// `mprotect(2)`.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::address_space::Brk;
-use super::pagemap::{PageState, Pagemap};
+use super::pagemap::Pagemap;
 use super::{AddressSpace, Backing, Protection, Vma, VmaTree, access};
 use crate::limits::PAGE;
 
@@ -198,10 +198,7 @@ impl MemoryImage {
 fn populated(space: &AddressSpace, pagemap: &Pagemap, vma: &Vma) -> Result<Vec<(u64, u64)>, Errno> {
     let base = space.host_base();
     let mut found: Vec<(u64, u64)> = Vec::new();
-    for (start, end, state) in pagemap.scan(base + vma.start, base + vma.end)? {
-        if state != PageState::Private {
-            continue;
-        }
+    for (start, end) in pagemap.private_pages(base + vma.start, base + vma.end)? {
         let (start, end) = (start - base, end - base);
         match found.last_mut() {
             Some(last) if start - last.1 < GAP => last.1 = end,
@@ -314,6 +311,13 @@ impl AddressSpace {
         if !touched.is_empty() {
             let inside = |page: u64| touched.iter().any(|&(start, end)| (start..end).contains(&(page * PAGE)));
             self.memory().dirty_mut().retain(|page| !inside(page));
+        }
+        if let Some(address) = image.clock_page
+            && touched.iter().any(|&(start, end)| (start..end).contains(&address))
+        {
+            // The snapshot's mapping is of the master's page; this guest reads the time from one of its own.
+            self.map_clock_page(address)?;
+            self.touched.clear();
         }
         self.brk = image.brk;
         Ok(touched.len())

@@ -25,5 +25,5 @@ pub use address_space::{AddressSpace, BlockUse, Brk, MapRequest, Placement};
 pub use dirty::DirtySet;
 pub use guest::{GuestMemory, Segment};
 pub use image::{MemoryImage, Run};
-pub use pagemap::{PageState, Pagemap};
+pub use pagemap::Pagemap;
 pub use vma::{Backing, Protection, Vma, VmaTree};

@@ -13,15 +13,6 @@ use rustix::io::Errno;
 
 use crate::limits::PAGE;
 
-/// What a page is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PageState {
-    /// Private content: written anonymous memory, or a copy of a file's page.
-    Private,
-    /// A page of a file's cache, or the zero page: nothing of its own.
-    Shared,
-}
-
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct PageRegion {
@@ -72,19 +63,20 @@ impl Pagemap {
         Ok(Self { file })
     }
 
-    /// The populated host pages in `[start, end)` as ranges with one state each, in order.
+    /// The host pages in `[start, end)` that hold private content (written anonymous memory, copies of a file's pages; not the
+    /// zero page, not a file's cache), as ranges in order.
     ///
     /// # Errors
     ///
     /// What the host says.
-    pub fn scan(&self, start: u64, end: u64) -> Result<Vec<(u64, u64, PageState)>, Errno> {
+    pub fn private_pages(&self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
         match self.scan_by_ioctl(start, end) {
             Err(Errno::NOTTY | Errno::INVAL) => self.scan_by_reading(start, end),
             other => other,
         }
     }
 
-    fn scan_by_ioctl(&self, start: u64, end: u64) -> Result<Vec<(u64, u64, PageState)>, Errno> {
+    fn scan_by_ioctl(&self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
         let mut found = Vec::new();
         let mut regions = vec![PageRegion::default(); 512];
         let mut at = start;
@@ -98,20 +90,18 @@ impl Pagemap {
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
                 max_pages: 0,
-                category_inverted: 0,
-                category_mask: 0,
+                // Neither of these two, and one of the two below.
+                category_inverted: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+                category_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
                 category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                return_mask: PAGE_IS_FILE | PAGE_IS_PFNZERO,
+                return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             };
             // SAFETY: see the module's header.
             let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
             if count < 0 {
                 return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
             }
-            for region in regions.iter().take(count as usize) {
-                let state = if region.categories & (PAGE_IS_FILE | PAGE_IS_PFNZERO) == 0 { PageState::Private } else { PageState::Shared };
-                found.push((region.start, region.end, state));
-            }
+            found.extend(regions.iter().take(count as usize).map(|region| (region.start, region.end)));
             if argument.walk_end <= at {
                 break;
             }
@@ -120,8 +110,8 @@ impl Pagemap {
         Ok(found)
     }
 
-    fn scan_by_reading(&self, start: u64, end: u64) -> Result<Vec<(u64, u64, PageState)>, Errno> {
-        let mut found: Vec<(u64, u64, PageState)> = Vec::new();
+    fn scan_by_reading(&self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+        let mut found: Vec<(u64, u64)> = Vec::new();
         let mut buffer = vec![0_u8; 64 << 10];
         let mut at = start;
         while at < end {
@@ -133,11 +123,10 @@ impl Pagemap {
             for entry in buffer[..read].chunks_exact(8) {
                 let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
                 // Bit 63: present, 62: swapped, 61: a page of a file or of shared memory.
-                if entry >> 62 != 0 {
-                    let state = if entry >> 61 & 1 == 0 { PageState::Private } else { PageState::Shared };
+                if entry >> 62 != 0 && entry >> 61 & 1 == 0 {
                     match found.last_mut() {
-                        Some(last) if last.1 == at && last.2 == state => last.1 = at + PAGE,
-                        _ => found.push((at, at + PAGE, state)),
+                        Some(last) if last.1 == at => last.1 = at + PAGE,
+                        _ => found.push((at, at + PAGE)),
                     }
                 }
                 at += PAGE;

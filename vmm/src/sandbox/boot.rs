@@ -24,7 +24,7 @@ use crate::linux::path::{Directory, Last, Node, Walker};
 use crate::linux::process::{Identity, Process};
 use crate::linux::thread::{Thread, Threads, Tid};
 use crate::linux::trace::Recorder;
-use crate::loader::LoadError;
+use crate::loader::{Command, LoadError};
 use crate::memory::AddressSpace;
 use crate::platform::kvm::{Kicker, OpenKvmError, Vm};
 use crate::stats::RunCounters;
@@ -77,14 +77,16 @@ impl Sandbox {
             grants,
             notes: Vec::new(),
         };
-        let loaded = crate::loader::load(config, &|path: &[u8]| open_program(&kernel, path), &mut space)?;
+        let loaded = crate::loader::load(&Command::from(config), &|path: &[u8]| open_program(&kernel, path), &mut space)?;
         let main = kernel.threads.get_mut(PID);
         main.cpu = CpuState { registers: loaded.registers, ..CpuState::default() };
         main.name = loaded.name;
         kernel.process.identity = Arc::new(loaded.identity);
         open_standard_streams(&mut kernel).map_err(LoadSandboxError::Process)?;
         let vm = Vm::new(&space, false)?;
+        let initial_extended = vm.extended().map_err(LoadSandboxError::Process)?.into();
         let sandbox = Self {
+            initial_extended,
             vm,
             space,
             kernel,
@@ -197,7 +199,7 @@ fn report(family: Family, address: &Address) -> ListenerReport {
 }
 
 /// Open a file for the loader as the program itself could.
-fn open_program(kernel: &Kernel, path: &[u8]) -> Result<OwnedFd, Errno> {
+pub(super) fn open_program(kernel: &Kernel, path: &[u8]) -> Result<OwnedFd, Errno> {
     let walker = Walker::new(kernel, PID);
     let found = walker.walk_from(walker.root()?, path, Last::Follow)?.existing()?;
     if !walker.access(&found.path).read {

@@ -7,6 +7,7 @@
 
 mod boot;
 mod end;
+mod execute;
 mod faults;
 mod hot_pages;
 mod reset;
@@ -42,6 +43,8 @@ pub struct Sandbox {
     on_vcpu: Tid,
     recorder: Recorder,
     trace: bool,
+    /// The extended state of a fresh vCPU: what a program starts with.
+    initial_extended: Arc<[u8]>,
     /// What the current run has cost.
     pub counters: RunCounters,
     /// Most pages a run may have written; `u64::MAX` for a master, whose memory is bounded when it is mapped.

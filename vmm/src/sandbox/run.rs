@@ -230,6 +230,13 @@ impl Sandbox {
     }
 
     fn after_call(&mut self, tid: Tid, applied: Applied, (number, args): (usize, [u64; 6]), resumed: bool) {
+        let applied = match applied {
+            Applied::Execute(execute) => {
+                self.execute(tid, *execute);
+                Applied::Done
+            }
+            other => other,
+        };
         let result = match applied {
             Applied::Done => self.kernel.threads.peek(tid).map(|thread| Kernel::result_of(thread.cpu.registers.rax)),
             _ => None,

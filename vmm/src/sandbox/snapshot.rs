@@ -1,6 +1,6 @@
 //! Freezing a master, and forking request VMs from it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
@@ -34,6 +34,10 @@ pub(super) struct Frozen {
     /// The thread that was on the vCPU last, and its extended state.
     pub(super) on_vcpu: Tid,
     pub(super) extended: Vec<u8>,
+    /// The kernel as text, made when a verification first needs it.
+    pub(super) kernel_text: OnceLock<String>,
+    /// What a program starts with.
+    pub(super) initial_extended: Arc<[u8]>,
     /// The guest's CLOCK_MONOTONIC at the freeze.
     pub(super) instant: MonotonicNs,
     /// Address of the AT_RANDOM bytes.
@@ -91,6 +95,7 @@ impl Snapshot {
             on_vcpu: frozen.on_vcpu,
             recorder: crate::linux::trace::Recorder::default(),
             trace: false,
+            initial_extended: Arc::clone(&frozen.initial_extended),
             counters: RunCounters::default(),
             dirty_pages_max: if options.ephemeral { options.max_request_memory / PAGE } else { u64::MAX },
             frozen: Some(Arc::clone(frozen)),
@@ -120,8 +125,17 @@ impl Sandbox {
         self.kernel.files.after_fork();
         let memory = Arc::new(MemoryImage::freeze(&self.space)?);
         let memfd_blocks = memory.blocks()?;
-        let frozen =
-            Frozen { memory, kernel: self.kernel, on_vcpu: self.on_vcpu, extended, instant, random_address: self.random.0, memfd_blocks };
+        let frozen = Frozen {
+            memory,
+            kernel: self.kernel,
+            on_vcpu: self.on_vcpu,
+            extended,
+            initial_extended: self.initial_extended,
+            instant,
+            random_address: self.random.0,
+            memfd_blocks,
+            kernel_text: OnceLock::new(),
+        };
         Ok(Snapshot { frozen: Arc::new(frozen) })
     }
 

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Sandbox;
 use crate::limits::PAGE;
-use crate::memory::{PageState, Pagemap, Vma};
+use crate::memory::{Pagemap, Vma};
 
 /// What a reset may be made to forget, to test that [`Sandbox::verify`] finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,9 +66,10 @@ impl Sandbox {
         if self.vm.extended()? != frozen.extended {
             return Err(mismatch("the extended state (x87, SSE, AVX)"));
         }
-        let (ours, theirs) = (format!("{:#?}", self.kernel), format!("{:#?}", frozen.kernel));
-        match ours.lines().zip(theirs.lines()).find(|(a, b)| a != b) {
-            Some((a, b)) => Err(mismatch(format!("the kernel's state ({} instead of {})", a.trim(), b.trim()))),
+        let theirs = frozen.kernel_text.get_or_init(|| format!("{:?}", frozen.kernel));
+        let ours = format!("{:?}", self.kernel);
+        match ours.bytes().zip(theirs.bytes()).position(|(a, b)| a != b) {
+            Some(at) => Err(mismatch(format!("the kernel's state ({} instead of {})", around(&ours, at), around(theirs, at)))),
             None if ours.len() != theirs.len() => Err(mismatch("the kernel's state (its size)")),
             None => Ok(()),
         }
@@ -93,10 +94,7 @@ impl Sandbox {
         let (pagemap, base) = (Pagemap::open()?, self.space.host_base());
         let (mut now, mut then) = ([0; PAGE as usize], [0; PAGE as usize]);
         for vma in self.space.vmas().iter().filter(|vma| vma.is_private()) {
-            for (start, end, state) in pagemap.scan(base + vma.start, base + vma.end)? {
-                if state != PageState::Private {
-                    continue;
-                }
+            for (start, end) in pagemap.private_pages(base + vma.start, base + vma.end)? {
                 for address in (start - base..end - base).step_by(PAGE as usize) {
                     if !self.space.memory().dirty().contains(address / PAGE) {
                         return Err(mismatch(format!("page {address:#x} of {} (written, but in no dirty set)", name_of(vma))));
@@ -114,6 +112,11 @@ impl Sandbox {
         }
         Ok(())
     }
+}
+
+/// The text around a position, for a report.
+fn around(text: &str, at: usize) -> String {
+    String::from_utf8_lossy(&text.as_bytes()[at.saturating_sub(100)..text.len().min(at + 40)]).into_owned()
 }
 
 fn name_of(vma: &Vma) -> String {

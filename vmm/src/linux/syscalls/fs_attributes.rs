@@ -36,7 +36,13 @@ pub(super) const ENTRIES: &[Entry] = &[
     full(abi::__NR_fsync, "fsync", &[Arg::Fd], fsync),
     full(abi::__NR_fdatasync, "fdatasync", &[Arg::Fd], fdatasync),
     full(abi::__NR_syncfs, "syncfs", &[Arg::Fd], syncfs),
-    partial(abi::__NR_sync, "sync", &[], sync, "makes the files durable that the program has open for writing, not those of the whole host"),
+    partial(
+        abi::__NR_sync,
+        "sync",
+        &[],
+        sync,
+        "makes the files durable that the program has open for writing, not those of the whole host",
+    ),
     partial(
         abi::__NR_sync_file_range,
         "sync_file_range",
@@ -44,7 +50,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         sync_file_range,
         "makes the whole file durable",
     ),
-    ignored(abi::__NR_fadvise64, "fadvise64", &[Arg::Fd, Arg::Int, Arg::Int, Arg::Int], fadvise64, "the advice is checked and not passed on"),
+    ignored(
+        abi::__NR_fadvise64,
+        "fadvise64",
+        &[Arg::Fd, Arg::Int, Arg::Int, Arg::Int],
+        fadvise64,
+        "the advice is checked and not passed on",
+    ),
     ignored(abi::__NR_readahead, "readahead", &[Arg::Fd, Arg::Int, Arg::Uint], readahead, "the host reads ahead by itself"),
 ];
 
@@ -142,7 +154,8 @@ const NOW: Timespec = Timespec { seconds: 0, nanoseconds: abi::UTIME_NOW as i64 
 const OMIT: i64 = abi::UTIME_OMIT as i64;
 
 fn set_times(call: &mut Call<'_>, place: &Place, times: [Timespec; 2]) -> Answer {
-    let valid = |time: &Timespec| matches!(time.nanoseconds, 0..1_000_000_000) || time.nanoseconds == NOW.nanoseconds || time.nanoseconds == OMIT;
+    let valid =
+        |time: &Timespec| matches!(time.nanoseconds, 0..1_000_000_000) || time.nanoseconds == NOW.nanoseconds || time.nanoseconds == OMIT;
     if !times.iter().all(valid) {
         return Err(Errno::INVAL);
     }

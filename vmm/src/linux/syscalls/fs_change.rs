@@ -240,7 +240,8 @@ fn make_link(call: &mut Call<'_>, from: (i32, u64), to: (i32, u64), flags: u32) 
     };
     may_link(&call.kernel.grants, &place, &spot.found.path())?;
     // The link in /proc/self/fd leads to the very object that was found; a symbolic link itself has to be named by descriptor.
-    let linked = rustix::fs::linkat(CWD, host_path::by_descriptor(&*handle), &spot.directory, spot.name.as_slice(), AtFlags::SYMLINK_FOLLOW);
+    let linked =
+        rustix::fs::linkat(CWD, host_path::by_descriptor(&*handle), &spot.directory, spot.name.as_slice(), AtFlags::SYMLINK_FOLLOW);
     if matches!(place.node, Node::HostLink(..)) && linked == Err(Errno::LOOP) {
         return Err(Errno::PERM);
     }

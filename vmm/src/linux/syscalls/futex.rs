@@ -5,7 +5,7 @@ use linux_raw_sys::general::{__NR_futex, __NR_futex_waitv};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::linux::abi::Timespec;
-use crate::linux::futex::{BITSET_ANY, FUTEX_WAITV_MAX, FutexKey, WakeOperation, Waiter, WaiterKind, key, load};
+use crate::linux::futex::{BITSET_ANY, FUTEX_WAITV_MAX, FutexKey, Waiter, WaiterKind, WakeOperation, key, load};
 use crate::linux::futex_pi::Lock;
 use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Attempt, Call, Errno, MonotonicNs, Outcome, Restart, Wait, WaitFor};

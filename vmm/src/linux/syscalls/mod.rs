@@ -2,6 +2,7 @@
 
 mod epoll;
 mod event;
+mod execute;
 mod fcntl;
 mod fs_attributes;
 mod fs_change;
@@ -32,6 +33,7 @@ use super::table::Entry;
 pub const FAMILIES: &[&[Entry]] = &[
     epoll::ENTRIES,
     event::ENTRIES,
+    execute::ENTRIES,
     fcntl::ENTRIES,
     fs_attributes::ENTRIES,
     fs_change::ENTRIES,

@@ -7,8 +7,13 @@ use crate::linux::table::{Arg, Entry, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
 /// The rows of this family.
-pub(super) const ENTRIES: &[Entry] =
-    &[partial(__NR_prctl, "prctl", &[Arg::Prctl, Arg::Hex, Arg::Hex, Arg::Hex, Arg::Hex], prctl, "what a user without privileges may ask for")];
+pub(super) const ENTRIES: &[Entry] = &[partial(
+    __NR_prctl,
+    "prctl",
+    &[Arg::Prctl, Arg::Hex, Arg::Hex, Arg::Hex, Arg::Hex],
+    prctl,
+    "what a user without privileges may ask for",
+)];
 
 /// Nanoseconds of PR_GET_TIMERSLACK by default.
 const TIMER_SLACK_DEFAULT: u64 = 50_000;
@@ -42,7 +47,9 @@ fn prctl(call: &mut Call<'_>) -> Answer {
             Ok(Outcome::OK)
         }
         pr::PR_SET_VMA => set_vma_name(call),
-        pr::PR_CAPBSET_READ | pr::PR_CAPBSET_DROP | pr::PR_CAP_AMBIENT | pr::PR_GET_SECUREBITS | pr::PR_SET_SECUREBITS => capabilities(call),
+        pr::PR_CAPBSET_READ | pr::PR_CAPBSET_DROP | pr::PR_CAP_AMBIENT | pr::PR_GET_SECUREBITS | pr::PR_SET_SECUREBITS => {
+            capabilities(call)
+        }
         pr::PR_SET_KEEPCAPS | pr::PR_GET_KEEPCAPS => keep_capabilities(call),
         pr::PR_GET_SECCOMP => Ok(Outcome::OK),
         // A kernel without seccomp; filters would have to be run on every call.

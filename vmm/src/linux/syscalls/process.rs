@@ -3,11 +3,11 @@
 
 use linux_raw_sys::general as sys;
 use linux_raw_sys::general::{
-    __NR_capget, __NR_capset, __NR_getegid, __NR_geteuid, __NR_getgid, __NR_getgroups, __NR_getpgid, __NR_getpgrp, __NR_getpid, __NR_getppid,
-    __NR_getpriority, __NR_getresgid, __NR_getresuid, __NR_getrlimit, __NR_getrusage, __NR_getsid, __NR_getuid, __NR_ioprio_get,
-    __NR_ioprio_set, __NR_personality, __NR_prlimit64, __NR_setfsgid, __NR_setfsuid, __NR_setgid, __NR_setgroups, __NR_setpgid,
-    __NR_setpriority, __NR_setregid, __NR_setresgid, __NR_setresuid, __NR_setreuid, __NR_setrlimit, __NR_setsid, __NR_setuid, __NR_times,
-    __NR_wait4, __NR_waitid,
+    __NR_capget, __NR_capset, __NR_getegid, __NR_geteuid, __NR_getgid, __NR_getgroups, __NR_getpgid, __NR_getpgrp, __NR_getpid,
+    __NR_getppid, __NR_getpriority, __NR_getresgid, __NR_getresuid, __NR_getrlimit, __NR_getrusage, __NR_getsid, __NR_getuid,
+    __NR_ioprio_get, __NR_ioprio_set, __NR_personality, __NR_prlimit64, __NR_setfsgid, __NR_setfsuid, __NR_setgid, __NR_setgroups,
+    __NR_setpgid, __NR_setpriority, __NR_setregid, __NR_setresgid, __NR_setresuid, __NR_setreuid, __NR_setrlimit, __NR_setsid, __NR_setuid,
+    __NR_times, __NR_wait4, __NR_waitid,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -51,7 +51,13 @@ pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_setrlimit, "setrlimit", &[Arg::Resource, Arg::Rlimit], setrlimit),
     full(__NR_prlimit64, "prlimit64", &[Arg::Int, Arg::Resource, Arg::Rlimit, Arg::Pointer], prlimit64),
     full(__NR_getpriority, "getpriority", &[Arg::Int, Arg::Int], getpriority),
-    partial(__NR_setpriority, "setpriority", &[Arg::Int, Arg::Int, Arg::Int], setpriority, "remembered; it changes nothing, since one program has the VM"),
+    partial(
+        __NR_setpriority,
+        "setpriority",
+        &[Arg::Int, Arg::Int, Arg::Int],
+        setpriority,
+        "remembered; it changes nothing, since one program has the VM",
+    ),
     full(__NR_ioprio_get, "ioprio_get", &[Arg::Int, Arg::Int], ioprio_get),
     partial(__NR_ioprio_set, "ioprio_set", &[Arg::Int, Arg::Int, Arg::Hex], ioprio_set, "remembered without effect"),
     partial(__NR_wait4, "wait4", &[Arg::Int, Arg::Pointer, Arg::Hex, Arg::Pointer], wait4, NO_CHILDREN),

@@ -123,7 +123,8 @@ fn rt_sigtimedwait(call: &mut Call<'_>) -> Answer {
     let (info, timeout) = (call.args[1], call.args[2]);
     check_set_size(call.args[3])?;
     let wanted = call.memory().read::<u64>(call.args[0])? & !UNBLOCKABLE;
-    let timeout = if timeout == 0 || call.attempt != Attempt::First { None } else { Some(call.memory().read::<Timespec>(timeout)?.to_ns()?) };
+    let timeout =
+        if timeout == 0 || call.attempt != Attempt::First { None } else { Some(call.memory().read::<Timespec>(timeout)?.to_ns()?) };
     if let Some(taken) = call.kernel.take_signal(call.tid, wanted) {
         if info != 0 {
             call.memory().write_bytes(info, &taken.to_bytes())?;
@@ -233,7 +234,8 @@ fn sigaltstack(call: &mut Call<'_>) -> Answer {
 fn kill(call: &mut Call<'_>) -> Answer {
     let (pid, signal) = (call.int(0), call.int(1));
     let process = &call.kernel.process;
-    let to_itself = pid == process.pid || pid == 0 || pid < -1 && pid.checked_neg() == Some(process.pgid) || call.kernel.threads.peek(pid).is_some();
+    let to_itself =
+        pid == process.pid || pid == 0 || pid < -1 && pid.checked_neg() == Some(process.pgid) || call.kernel.threads.peek(pid).is_some();
     if !to_itself {
         check_signal(signal)?;
         // -1 is everybody but the caller; the parent and init belong to nobody the guest may signal.
@@ -270,4 +272,3 @@ fn send_to_thread(call: &mut Call<'_>, tid: Tid, signal: i32) -> Answer {
     let info = SignalInfo::user(signal, SI_TKILL, call.kernel.process.pid, call.kernel.process.identity.uid);
     send(call, Target::Thread(tid), info)
 }
-

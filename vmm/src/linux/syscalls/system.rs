@@ -1,9 +1,7 @@
 //! The machine: uname(2), sysinfo(2), getrandom(2), sethostname(2), syslog(2), and the calls that a guest may not make at all.
 
 use linux_raw_sys::general as sys;
-use linux_raw_sys::general::{
-    __NR_getrandom, __NR_setdomainname, __NR_sethostname, __NR_sysinfo, __NR_uname,
-};
+use linux_raw_sys::general::{__NR_getrandom, __NR_setdomainname, __NR_sethostname, __NR_sysinfo, __NR_uname};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::limits::RW_BYTES_MAX;

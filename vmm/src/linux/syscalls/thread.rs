@@ -57,8 +57,13 @@ const CLONE_ARGS_BYTES_MIN: u64 = 64;
 /// What a thread of the same process shares with the others.
 const THREAD_FLAGS: u64 = (sys::CLONE_VM | sys::CLONE_FS | sys::CLONE_FILES | sys::CLONE_SIGHAND | sys::CLONE_THREAD) as u64;
 /// New namespaces.
-const NAMESPACE_FLAGS: u64 =
-    (sys::CLONE_NEWNS | sys::CLONE_NEWCGROUP | sys::CLONE_NEWUTS | sys::CLONE_NEWIPC | sys::CLONE_NEWUSER | sys::CLONE_NEWPID | sys::CLONE_NEWNET) as u64;
+const NAMESPACE_FLAGS: u64 = (sys::CLONE_NEWNS
+    | sys::CLONE_NEWCGROUP
+    | sys::CLONE_NEWUTS
+    | sys::CLONE_NEWIPC
+    | sys::CLONE_NEWUSER
+    | sys::CLONE_NEWPID
+    | sys::CLONE_NEWNET) as u64;
 /// CLONE_CLEAR_SIGHAND and CLONE_INTO_CGROUP of `clone3`.
 const CLEAR_SIGHAND: u64 = 1 << 32;
 const INTO_CGROUP: u64 = 1 << 33;
@@ -148,7 +153,8 @@ fn start(call: &mut Call<'_>, args: &CloneArgs) -> Answer {
         return Err(Errno::AGAIN);
     }
     let parent = call.thread();
-    let mut cpu = CpuState { registers: parent.cpu.registers, fs_base: parent.cpu.fs_base, gs_base: parent.cpu.gs_base, extended: Vec::new() };
+    let mut cpu =
+        CpuState { registers: parent.cpu.registers, fs_base: parent.cpu.fs_base, gs_base: parent.cpu.gs_base, extended: Vec::new() };
     cpu.registers.rax = 0;
     if args.stack != 0 {
         cpu.registers.rsp = args.stack;
@@ -245,7 +251,13 @@ fn rseq(call: &mut Call<'_>) -> Answer {
     }
     if registered.0 != 0 {
         let same = registered.0 == address && registered.1 == length;
-        return Err(if !same { Errno::INVAL } else if registered.2 != signature { Errno::PERM } else { Errno::BUSY });
+        return Err(if !same {
+            Errno::INVAL
+        } else if registered.2 != signature {
+            Errno::PERM
+        } else {
+            Errno::BUSY
+        });
     }
     if length < rseq::AREA_BYTES || address % rseq::AREA_ALIGNMENT != 0 {
         return Err(Errno::INVAL);

@@ -55,7 +55,9 @@ fn itimerval((left, interval): (u64, u64)) -> [Timeval; 2] {
 
 fn nanoseconds(time: Timeval) -> Result<u64, Errno> {
     match (u64::try_from(time.seconds), u64::try_from(time.microseconds)) {
-        (Ok(seconds), Ok(microseconds)) if microseconds < 1_000_000 => Ok(seconds.saturating_mul(SECOND_NS).saturating_add(microseconds * 1000)),
+        (Ok(seconds), Ok(microseconds)) if microseconds < 1_000_000 => {
+            Ok(seconds.saturating_mul(SECOND_NS).saturating_add(microseconds * 1000))
+        }
         _ => Err(Errno::INVAL),
     }
 }
