@@ -162,8 +162,13 @@ fn madvise(call: &mut Call<'_>) -> Answer {
     if !known {
         return Err(Errno::INVAL);
     }
+    // A length that rounds up to nothing, or an end that wraps around, is an error of the arguments (T5).
+    let end = length.checked_next_multiple_of(PAGE).and_then(|length| address.checked_add(length)).ok_or(Errno::INVAL)?;
     if length == 0 {
         return Ok(Outcome::OK);
+    }
+    if end > call.space.size() {
+        return Err(Errno::NOMEM);
     }
     match advice {
         abi::MADV_DONTNEED | abi::MADV_FREE | abi::MADV_DONTNEED_LOCKED => call.space.discard(address, length)?,
@@ -171,11 +176,6 @@ fn madvise(call: &mut Call<'_>) -> Answer {
         abi::MADV_KEEPONFORK => call.space.set_wipe_on_fork(address, length, false)?,
         abi::MADV_REMOVE => return Err(Errno::INVAL),
         _ => {
-            let end = address
-                .checked_add(length)
-                .and_then(|end| end.checked_next_multiple_of(PAGE))
-                .filter(|&end| end <= call.space.size())
-                .ok_or(Errno::NOMEM)?;
             if !call.space.vmas().covers(address, end) {
                 return Err(Errno::NOMEM);
             }
