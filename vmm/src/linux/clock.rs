@@ -5,7 +5,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::MonotonicNs;
 
 /// Clocks as offsets from the host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Clock {
     /// Added to the host's CLOCK_MONOTONIC, nanoseconds.
     offset: i64,
@@ -25,12 +25,6 @@ pub fn host_realtime() -> u64 {
 
 fn nanoseconds(time: rustix::time::Timespec) -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or(0))
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self { offset: 0 }
-    }
 }
 
 impl Clock {

@@ -102,7 +102,6 @@ impl Kernel {
     }
 
     /// Make an `Answer` of a call's result register, for traces.
-    #[must_use]
     pub fn result_of(rax: u64) -> Result<u64, Errno> {
         let negated = rax.wrapping_neg();
         match i32::try_from(negated) {

@@ -63,7 +63,7 @@ impl Kernel {
 
     /// One mutex; false where the list cannot be trusted any more.
     fn release_robust(&mut self, space: &AddressSpace, tid: Tid, address: u64, priority: bool, pending: bool) -> bool {
-        if address % 4 != 0 {
+        if !address.is_multiple_of(4) {
             return false;
         }
         let Ok(word) = futex::load(space.memory(), address) else { return false };

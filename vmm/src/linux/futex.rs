@@ -103,7 +103,7 @@ impl FutexTable {
 ///
 /// EINVAL for an address that is not a multiple of 4, EFAULT for memory that cannot be read (or, for `write`, written).
 pub fn key(space: &AddressSpace, address: u64, private: bool, write: bool) -> Result<FutexKey, Errno> {
-    if address % 4 != 0 {
+    if !address.is_multiple_of(4) {
         return Err(Errno::INVAL);
     }
     if address.checked_add(4).is_none_or(|end| end > space.memory().size()) {

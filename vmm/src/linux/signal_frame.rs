@@ -183,7 +183,7 @@ impl ExtendedLayout {
     /// # Errors
     ///
     /// EFAULT for what cannot be read or restored: the thread gets SIGSEGV.
-    fn from_frame(self, memory: &GuestMemory, address: u64) -> Result<Vec<u8>, Errno> {
+    fn read_area(self, memory: &GuestMemory, address: u64) -> Result<Vec<u8>, Errno> {
         let mut area = self.initial();
         if address == 0 {
             return Ok(area);
@@ -373,7 +373,7 @@ pub fn pop(memory: &GuestMemory, registers: &Registers, layout: &ExtendedLayout)
     if machine.cs | 3 != USER_CS || machine.rip >= USER_END {
         return Err(Errno::FAULT);
     }
-    let area = layout.from_frame(memory, machine.extended)?;
+    let area = layout.read_area(memory, machine.extended)?;
     let registers = Registers {
         rax: machine.rax,
         rbx: machine.rbx,

@@ -58,7 +58,7 @@ fn config(program: &Path, arguments: &[&str]) -> SandboxConfig {
 
 fn load_file(program: &Path, arguments: &[&str]) -> Result<(Loaded, AddressSpace), LoadError> {
     let mut space = AddressSpace::new(8 << 30, 1 << 30).expect("an address space");
-    let loaded = load(&Command::from(&config(program, arguments)), &host_open, &mut space)?;
+    let loaded = load(&super::Command::from(&config(program, arguments)), &host_open, &mut space)?;
     Ok((loaded, space))
 }
 
@@ -207,14 +207,14 @@ fn what_cannot_run_is_refused_with_the_exit_code_of_a_shell() {
     }
     let refuse = |_: &[u8]| Err(Errno::ACCESS);
     let mut space = AddressSpace::new(4 << 30, 1 << 30).expect("an address space");
-    let error = load(&Command::from(&config(Path::new("/bin/true"), &[])), &refuse, &mut space).expect_err("no permission");
+    let error = load(&super::Command::from(&config(Path::new("/bin/true"), &[])), &refuse, &mut space).expect_err("no permission");
     assert_eq!((error.exit_code(), error.hint().contains("--allow-read=/bin/true")), (126, true));
 }
 
 #[test]
 fn a_program_that_does_not_fit_says_so() {
     let mut space = AddressSpace::new(1 << 30, 1 << 30).expect("an address space");
-    let error = load(&Command::from(&config(Path::new("/bin/true"), &[])), &host_open, &mut space).expect_err("no room at 1 GiB");
+    let error = load(&super::Command::from(&config(Path::new("/bin/true"), &[])), &host_open, &mut space).expect_err("no room at 1 GiB");
     assert!(matches!(error, LoadError::Map { errno: Errno::NOMEM, .. }));
     assert_eq!(error.exit_code(), 1);
 }

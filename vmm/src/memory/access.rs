@@ -144,15 +144,15 @@ mod tests {
         .expect("mmap")
         .cast::<u8>();
         // SAFETY: the middle page of the mapping above.
-        unsafe { rustix::mm::mprotect(base.add(page).cast(), page, rustix::mm::MprotectFlags::empty()) }.expect("mprotect");
+        unsafe { rustix::mm::mprotect(base.wrapping_add(page).cast(), page, rustix::mm::MprotectFlags::empty()) }.expect("mprotect");
         let mut buffer = vec![1_u8; 2 * page];
         // SAFETY: the mapping is ours; the fault is what is tested.
-        assert_eq!(unsafe { copy(buffer.as_mut_ptr(), base.add(100), 2 * page) }, page - 100);
+        assert_eq!(unsafe { copy(buffer.as_mut_ptr(), base.wrapping_add(100), 2 * page) }, page - 100);
         // SAFETY: as above.
-        assert_eq!(unsafe { copy(base.add(page - 10), buffer.as_ptr(), 100) }, 10);
+        assert_eq!(unsafe { copy(base.wrapping_add(page - 10), buffer.as_ptr(), 100) }, 10);
         // SAFETY: as above.
-        assert_eq!(unsafe { zero(base.add(2 * page), page) }, page);
+        assert_eq!(unsafe { zero(base.wrapping_add(2 * page), page) }, page);
         // SAFETY: as above.
-        assert_eq!(unsafe { zero(base.add(page), page) }, 0);
+        assert_eq!(unsafe { zero(base.wrapping_add(page), page) }, 0);
     }
 }

@@ -178,7 +178,7 @@ impl Sandbox {
     fn over_memory(&self) -> Option<RunEnd> {
         let pages = self.space.memory().dirty().pages().len() as u64;
         (pages > self.dirty_pages_max).then(|| {
-            let mebibytes = |pages: u64| pages * PAGE >> 20;
+            let mebibytes = |pages: u64| (pages * PAGE) >> 20;
             RunEnd::OutOfMemory { detail: format!("{} MiB written, {} MiB allowed", mebibytes(pages), mebibytes(self.dirty_pages_max)) }
         })
     }

@@ -9,7 +9,7 @@ use crate::linux::table::{Arg, Entry, full};
 use crate::linux::{Answer, Call, Execute, Outcome};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_execve, "execve", &[Arg::Path, Arg::Pointer, Arg::Pointer], execve),
     full(__NR_execveat, "execveat", &[Arg::Fd, Arg::Path, Arg::Pointer, Arg::Pointer, Arg::Hex], execveat),
 ];
@@ -60,7 +60,7 @@ fn execute(call: &mut Call<'_>, dirfd: i32, path: u64, (arguments, environment):
 fn read_strings(call: &Call<'_>, array: u64, total: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();
     let mut at = array;
-    while array != 0 {
+    while at != 0 {
         let pointer: u64 = call.memory().read(at)?;
         if pointer == 0 {
             break;

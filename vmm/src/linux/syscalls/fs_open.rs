@@ -263,7 +263,7 @@ fn add_host(call: &mut Call<'_>, descriptor: OwnedFd, path: &[u8], how: How) -> 
 
 /// Open what is there.
 fn open_place(call: &mut Call<'_>, place: Place, how: How) -> Result<FileId, Errno> {
-    if how.has(abi::O_PATH) && !(how.has(abi::O_DIRECTORY) && !place.is_directory()) {
+    if how.has(abi::O_PATH) && (place.is_directory() || !how.has(abi::O_DIRECTORY)) {
         return open_handle(call, place, how);
     }
     if how.has(abi::O_DIRECTORY) && !place.is_directory() {

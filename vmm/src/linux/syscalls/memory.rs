@@ -17,7 +17,7 @@ use crate::linux::{Answer, Call, Outcome};
 use crate::memory::{Backing, MapRequest, Placement, Protection};
 
 /// The rows of this family.
-pub const ENTRIES: &[Entry] = &[
+pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_mmap, "mmap", &[Arg::Pointer, Arg::Uint, Arg::Protection, Arg::MapFlags, Arg::Fd, Arg::Hex], mmap),
     full(__NR_munmap, "munmap", &[Arg::Pointer, Arg::Uint], munmap),
     full(__NR_mprotect, "mprotect", &[Arg::Pointer, Arg::Uint, Arg::Protection], mprotect),

@@ -19,11 +19,11 @@ pub(super) const ENTRIES: &[Entry] = &[
 ];
 
 /// What `uname` and /proc say about the kernel: the release is that whose system calls this table follows.
-pub const RELEASE: &str = "6.1.0-kvmserver";
+pub(in crate::linux) const RELEASE: &str = "6.1.0-kvmserver";
 /// See [`RELEASE`].
-pub const VERSION: &str = "#1 SMP kvmserver";
+pub(in crate::linux) const VERSION: &str = "#1 SMP kvmserver";
 /// Name of the guest's host.
-pub const HOST_NAME: &str = "kvmserver";
+pub(in crate::linux) const HOST_NAME: &str = "kvmserver";
 
 fn not_permitted(_call: &mut Call<'_>) -> Answer {
     Err(Errno::PERM)

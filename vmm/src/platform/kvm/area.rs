@@ -119,15 +119,17 @@ impl Area {
 
     fn store(&self, offset: u64, value: u64) {
         assert!(offset.is_multiple_of(8) && offset < self.bytes, "offset {offset:#x} outside the supervisor area");
+        let word = self.host.wrapping_add(offset as usize).cast::<u64>();
         // SAFETY: the offset is inside the mapping and aligned; nothing else accesses it now.
-        unsafe { self.host.add(offset as usize).cast::<u64>().write_volatile(value) };
+        unsafe { word.write_volatile(value) };
     }
 
     /// Read a word of the area, for exception frames; `None` outside it.
     pub(super) fn load(&self, address: u64) -> Option<u64> {
         let offset = address.checked_sub(self.address).filter(|offset| offset.is_multiple_of(8) && *offset < self.bytes)?;
+        let word = self.host.wrapping_add(offset as usize).cast::<u64>();
         // SAFETY: the offset is inside the mapping and aligned; nothing else accesses it now.
-        Some(unsafe { self.host.add(offset as usize).cast::<u64>().read_volatile() })
+        Some(unsafe { word.read_volatile() })
     }
 
     fn store_bytes(&self, offset: u64, bytes: &[u8]) {
@@ -225,7 +227,7 @@ impl Area {
 
     /// The entry that lets user mode use a block as it needs.
     pub(super) const fn entry_value(block: u64, usage: BlockUse) -> u64 {
-        let common = block * BLOCK | PRESENT | WRITABLE | USER | ACCESSED_DIRTY | LARGE;
+        let common = (block * BLOCK) | PRESENT | WRITABLE | USER | ACCESSED_DIRTY | LARGE;
         match usage {
             BlockUse::Unused => 0,
             BlockUse::Data => common | NO_EXECUTE,

@@ -66,8 +66,10 @@ impl DirtyRing {
     }
 
     fn flags(&self, index: usize) -> &AtomicU32 {
-        // SAFETY: the entry is inside the mapping, which outlives the reference, and KVM uses the word atomically too.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.entry(index)).flags) }
+        // The flags are the entry's first word (struct kvm_dirty_gfn).
+        let flags = self.entry(index).cast::<u32>();
+        // SAFETY: the word is inside the mapping, which outlives the reference, and KVM uses it atomically too.
+        unsafe { AtomicU32::from_ptr(flags) }
     }
 
     /// Report every new entry as (slot, page offset in the slot).

@@ -130,7 +130,8 @@ impl Kick {
     /// Make the thread leave the guest, or the host call it waits in.
     pub fn kick(&self) {
         let thread = self.thread.load(Ordering::Relaxed);
+        let process = rustix::process::getpid().as_raw_nonzero().get();
         // SAFETY: tgkill with our own process id reaches only our own threads; one that has ended gives ESRCH.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
+        unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal()) };
     }
 }

@@ -17,7 +17,7 @@ use super::dirty_ring::{self, DirtyRing};
 use super::kick::Kicker;
 use super::layout::{PORT_EDITED, PORT_EXCEPTION, PORT_SYSTEM_CALL, SPACE_MAX};
 use super::memslots::Memslots;
-use super::probe::{CAP_DIRTY_LOG_RING, EntryKind};
+use super::probe::CAP_DIRTY_LOG_RING;
 use super::{Host, OpenKvmError, cpu_state, fault};
 use crate::cpu::Registers;
 use crate::limits::{BLOCK, PAGE};
@@ -59,7 +59,6 @@ pub struct Vm {
     vm: VmFd,
     slots: Memslots,
     area: Area,
-    kind: EntryKind,
     sregs: kvm_sregs,
     stopped: Stopped,
     state: UserState,
@@ -95,9 +94,8 @@ impl Vm {
         vcpu.set_sync_valid_reg(SyncReg::Register);
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
         vcpu.sync_regs_mut().sregs = sregs;
-        let kind = host.capabilities.entry;
         let (state, loaded) = (UserState::default(), UserState::default());
-        Ok(Self { vcpu, ring, vm, slots, area, kind, sregs, stopped: Stopped::User, state, loaded, retried_at: None })
+        Ok(Self { vcpu, ring, vm, slots, area, sregs, stopped: Stopped::User, state, loaded, retried_at: None })
     }
 
     /// A kicker for the calling thread, which is going to run this vCPU.
