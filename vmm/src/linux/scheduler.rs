@@ -1,6 +1,6 @@
 //! Which thread runs next, and what the kernel as a whole waits for.
 
-use super::file::{PollEvents, View};
+use super::file::View;
 use super::thread::{State, Tid};
 use super::{Attempt, Kernel, MonotonicNs, WaitFor};
 
@@ -16,8 +16,7 @@ impl Kernel {
             WaitFor::Signals(mask) => self.pending_signals(tid) & mask != 0,
             WaitFor::Files(files) => {
                 let view = View { now, pending_signals: self.pending_signals(tid) };
-                let always = PollEvents::ERR | PollEvents::HUP | PollEvents::NVAL;
-                files.iter().any(|&(file, events)| self.files.readiness(file, &view).events.intersects(events | always))
+                self.files.any_ready(files, &view)
             }
         };
         if happened {

@@ -30,6 +30,14 @@ pub mod special_process;
 pub mod special_text;
 pub mod stream;
 pub mod stream_host;
+#[cfg(test)]
+mod test_machine;
+#[cfg(test)]
+mod tests_local;
+#[cfg(test)]
+mod tests_socket;
+#[cfg(test)]
+mod tests_wait;
 
 use bitflags::bitflags;
 

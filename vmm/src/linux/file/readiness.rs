@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::epoll::Looked;
-use super::local::Side;
+use super::local::{READABLE, Side, WRITABLE};
 use super::{File, FileId, Files, PollEvents, Readiness, View};
 use crate::linux::thread::{State, Tid};
 use crate::linux::{Kernel, MonotonicNs, WaitFor};
@@ -53,11 +53,17 @@ impl Files {
         }
     }
 
-    /// Whether any of these files has any of these events, or has gone: whether a wait for them is over.
+    /// Whether a wait for any of these events of these files is over, also because a file has gone. Who waits to read is woken by
+    /// errors and hang-ups, who waits to write by errors; who waits for something else (select's third set) by nothing else.
     #[must_use]
     pub fn any_ready(&self, files: &[(FileId, PollEvents)], view: &View) -> bool {
         let mut looked = Looked::new();
-        files.iter().any(|(id, wanted)| self.look(*id, view, &mut looked).events.intersects(*wanted | PollEvents::NVAL))
+        files.iter().any(|(id, wanted)| {
+            let mut ends = *wanted | PollEvents::NVAL;
+            ends.set(PollEvents::ERR, ends.intersects(READABLE | WRITABLE | PollEvents::ERR));
+            ends.set(PollEvents::HUP, ends.intersects(READABLE | PollEvents::HUP));
+            self.look(*id, view, &mut looked).events.intersects(ends)
+        })
     }
 
     /// When the next timerfd becomes readable, if one is armed and not yet readable.

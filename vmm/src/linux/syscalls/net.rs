@@ -8,7 +8,7 @@ use crate::limits::{BACKLOG_MAX, PIPE_BYTES, SOCKET_ADDRESS_MAX};
 use crate::linux::file::local::{PairEnd, stream_low_water};
 use crate::linux::file::ops::{Step, wait_for};
 use crate::linux::file::socket::Socket;
-use crate::linux::file::socket_address::{Address, Family, Kind, Named};
+use crate::linux::file::socket_address::{Family, Kind, Named};
 use crate::linux::file::socket_base::SocketBase;
 use crate::linux::file::{File, FileId, PollEvents, socket_bind, socket_connect};
 use crate::linux::table::{Arg, Entry, full, partial};
@@ -204,9 +204,8 @@ fn connect(call: &mut Call<'_>) -> Answer {
 fn getsockname(call: &mut Call<'_>) -> Answer {
     let file = call.file(0)?;
     let slot = call.kernel.files.get_mut(file)?;
-    if let File::Socket(socket) = &mut slot.file
-        && socket.base.local == Address::Unnamed
-    {
+    // Connecting may have chosen an address since.
+    if let File::Socket(socket) = &mut slot.file {
         socket.learn_local();
     }
     let base = slot.file.socket()?;
