@@ -123,6 +123,21 @@ impl LoadError {
         }
     }
 
+    /// What `execve(2)` answers.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::NotFound { .. } | Self::InterpreterNotFound { .. } => Errno::NOENT,
+            Self::NotReadable { errno, .. } | Self::Map { errno, .. } | Self::Random { errno } => *errno,
+            Self::NotExecutable { reason, .. } => match reason {
+                Reason::Directory | Reason::NotRegular | Reason::NoPermission => Errno::ACCESS,
+                Reason::ScriptsNested => Errno::LOOP,
+                Reason::ScriptWithoutInterpreter | Reason::Elf(_) => Errno::NOEXEC,
+            },
+            Self::Arguments(_) => Errno::TOOBIG,
+        }
+    }
+
     /// The kind under which Python knows it (see `_vmm.pyi`).
     #[must_use]
     pub const fn kind(&self) -> &'static str {

@@ -1,7 +1,7 @@
 //! Programs of every kind in an address space: what is mapped where, and what a program finds on its stack.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -29,7 +29,7 @@ impl Scratch {
         let source =
             self.write("program.c", "char zeros[100000]; int data[3] = {1, 2, 3}; int main(void) { return zeros[data[0]]; }\n", 0o644);
         let output = self.0.join(name);
-        let status = Command::new(compiler).args(options).arg("-o").arg(&output).arg(&source).status().expect("a compiler");
+        let status = process::Command::new(compiler).args(options).arg("-o").arg(&output).arg(&source).status().expect("a compiler");
         assert!(status.success(), "{compiler} {options:?}");
         output
     }
@@ -170,7 +170,7 @@ fn scripts_run_their_interpreters_with_one_argument() {
     // As Linux: five scripts may follow one another, six may not; relative interpreters count from the working directory.
     for number in 2..=6 {
         script = scratch.write(&format!("s{number}"), format!("#!s{}\n", number - 1), 0o755);
-        let native = Command::new(&script).current_dir(&scratch.0).status().is_ok();
+        let native = process::Command::new(&script).current_dir(&scratch.0).status().is_ok();
         let ours = load_file(&script, &[]);
         assert_eq!((ours.is_ok(), native), (number <= 5, number <= 5), "{number} scripts");
     }
@@ -203,6 +203,11 @@ fn what_cannot_run_is_refused_with_the_exit_code_of_a_shell() {
         let error = load_file(&program, &[]).err().unwrap_or_else(|| panic!("{} loads", program.display()));
         assert_eq!(error.exit_code(), code, "{error}");
         assert!(error.to_string().contains(message), "{error} contains {message}");
+        // What execve(2) answers is what the host's own says.
+        let native = process::Command::new(&program).status().err().and_then(|error| error.raw_os_error());
+        if code == 126 || program.starts_with(&scratch.0) {
+            assert_eq!(Some(error.errno().raw_os_error()), native, "{error}");
+        }
         assert_eq!(error.kind(), if code == 127 { "program_not_found" } else { "program_not_executable" });
     }
     let refuse = |_: &[u8]| Err(Errno::ACCESS);

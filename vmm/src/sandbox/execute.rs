@@ -13,18 +13,8 @@ use crate::cpu::CpuState;
 use crate::linux::signal::ThreadSignals;
 use crate::linux::thread::{Thread, Threads, Tid};
 use crate::linux::{Execute, dispatch};
-use crate::loader::{Command, LoadError, Loaded, Reason, load};
+use crate::loader::{Command, Loaded, load};
 use crate::memory::AddressSpace;
-
-fn errno(error: &LoadError) -> Errno {
-    match error {
-        LoadError::NotFound { .. } | LoadError::InterpreterNotFound { .. } => Errno::NOENT,
-        LoadError::NotReadable { errno, .. } | LoadError::Map { errno, .. } | LoadError::Random { errno } => *errno,
-        LoadError::NotExecutable { reason: Reason::Elf(_), .. } => Errno::NOEXEC,
-        LoadError::NotExecutable { .. } => Errno::ACCESS,
-        LoadError::Arguments(_) => Errno::TOOBIG,
-    }
-}
 
 impl Sandbox {
     /// Replace the program, or give the call its errno.
@@ -50,14 +40,14 @@ impl Sandbox {
     }
 
     fn load_into(&self, command: &Command, space: &mut AddressSpace) -> Result<Loaded, Errno> {
-        load(command, &|path: &[u8]| open_program(&self.kernel, path), space).map_err(|error| errno(&error))
+        load(command, &|path: &[u8]| open_program(&self.kernel, path), space).map_err(|error| error.errno())
     }
 
     fn replace(&mut self, command: &Command) -> Result<(), Errno> {
         self.space.clear()?;
         // Taken out for the duration of the load, which reads the kernel and writes the space.
         let kernel = &self.kernel;
-        let loaded = load(command, &|path: &[u8]| open_program(kernel, path), &mut self.space).map_err(|error| errno(&error))?;
+        let loaded = load(command, &|path: &[u8]| open_program(kernel, path), &mut self.space).map_err(|error| error.errno())?;
         let pid = self.kernel.process.pid;
         let old = self.kernel.threads.find(pid).map(|thread| (thread.signals.blocked, thread.signals.pending.clone(), thread.cpu_time_ns));
         let (blocked, pending, cpu_time_ns) = old.unwrap_or_default();
