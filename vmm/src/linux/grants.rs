@@ -302,6 +302,14 @@ impl Grants {
         &self.working_directory
     }
 
+    /// Whether the program may use a unix socket at an absolute path: both ways, so it needs both rights. (Where links are on
+    /// the way, [`super::path::Walker`] finds the canonical path first.)
+    #[must_use]
+    pub fn may_use_unix(&self, path: &[u8]) -> bool {
+        let access = self.access(&guest_path::fold(path));
+        access.read && access.write
+    }
+
     /// Whether the program may connect or send to an address.
     #[must_use]
     pub fn may_connect(&self, address: SocketAddr) -> bool {

@@ -137,6 +137,20 @@ impl Console {
         memory.with_readable(&rest, most, |slices| again(rustix::io::writev(&self.descriptor, slices)))
     }
 
+    /// Write bytes of ours; may write less than all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Console::write`].
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<usize, Errno> {
+        if self.waits && !self.is_ready(PollEvents::OUT) {
+            self.stalls = self.stalls.wrapping_add(1);
+            return Err(Errno::AGAIN);
+        }
+        let most = if self.waits { PIPE_BUF as usize } else { bytes.len() };
+        again(rustix::io::write(&self.descriptor, &bytes[..most.min(bytes.len())]))
+    }
+
     /// Its attributes, as the host has them.
     ///
     /// # Errors

@@ -4,12 +4,9 @@
 use super::special_process as process;
 use crate::limits::{FDS_MAX, PIPE_BYTES, THREADS_MAX, VMAS_MAX};
 use crate::linux::Kernel;
+use crate::linux::syscalls::system::{HOST_NAME, RELEASE, VERSION};
 use crate::memory::AddressSpace;
 
-/// The release that `uname(2)` and /proc/sys/kernel/osrelease show: a kernel whose interfaces ours are modelled on.
-pub const KERNEL_RELEASE: &str = "6.1.0-kvmserver";
-/// What `uname(2)` shows as the version.
-pub const KERNEL_VERSION: &str = "#1 SMP PREEMPT_DYNAMIC kvmserver";
 /// Ticks of `times(2)` and /proc a second (USER_HZ).
 pub const TICKS_PER_SECOND: u64 = 100;
 
@@ -18,6 +15,8 @@ pub const TICKS_PER_SECOND: u64 = 100;
 pub enum Text {
     /// The same for everybody and for ever.
     Constant(&'static str),
+    /// The same, and one line.
+    Line(&'static str),
     /// A number from limits.rs.
     Number(u64),
     /// /proc/cpuinfo.
@@ -71,11 +70,11 @@ const FIXED: &[(&str, Text)] = &[
     ("/proc/partitions", Text::Constant("major minor  #blocks  name\n\n")),
     ("/proc/swaps", Text::Constant("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n")),
     ("/proc/modules", Text::Constant("")),
-    ("/proc/sys/kernel/hostname", Text::Constant("kvmserver\n")),
+    ("/proc/sys/kernel/hostname", Text::Line(HOST_NAME)),
     ("/proc/sys/kernel/domainname", Text::Constant("(none)\n")),
     ("/proc/sys/kernel/ostype", Text::Constant("Linux\n")),
-    ("/proc/sys/kernel/osrelease", Text::Constant(concat!("6.1.0-kvmserver", "\n"))),
-    ("/proc/sys/kernel/version", Text::Constant("#1 SMP PREEMPT_DYNAMIC kvmserver\n")),
+    ("/proc/sys/kernel/osrelease", Text::Line(RELEASE)),
+    ("/proc/sys/kernel/version", Text::Line(VERSION)),
     ("/proc/sys/kernel/pid_max", Text::Constant("32768\n")),
     ("/proc/sys/kernel/threads-max", Text::Number(THREADS_MAX as u64)),
     ("/proc/sys/kernel/ngroups_max", Text::Constant("65536\n")),
@@ -223,6 +222,7 @@ pub fn network_names() -> impl Iterator<Item = &'static str> {
 pub fn generate(kernel: &Kernel, space: &AddressSpace, path: &[u8], text: Text) -> Vec<u8> {
     match text {
         Text::Constant(text) => text.as_bytes().to_vec(),
+        Text::Line(line) => format!("{line}\n").into_bytes(),
         Text::Number(number) => format!("{number}\n").into_bytes(),
         Text::CpuInfo => cpu_info().into_bytes(),
         Text::MemInfo => memory_info(kernel, space).into_bytes(),
@@ -230,7 +230,7 @@ pub fn generate(kernel: &Kernel, space: &AddressSpace, path: &[u8], text: Text) 
         Text::MemoryCurrent => format!("{}\n", process::resident_bytes(space)).into_bytes(),
         Text::Stat => statistics(kernel).into_bytes(),
         Text::Uptime => uptime(kernel).into_bytes(),
-        Text::Version => format!("Linux version {KERNEL_RELEASE} (kvmserver) {KERNEL_VERSION}\n").into_bytes(),
+        Text::Version => format!("Linux version {RELEASE} (kvmserver) {VERSION}\n").into_bytes(),
         Text::Uuid => uuid(random()).into_bytes(),
         Text::BootId => uuid(boot_seed(kernel)).into_bytes(),
         Text::DescriptorInfo => process::descriptor_info(kernel, path).into_bytes(),

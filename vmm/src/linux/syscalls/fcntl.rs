@@ -3,8 +3,9 @@
 use linux_raw_sys::general as abi;
 
 use super::fs_lock;
-use crate::limits::FDS_MAX;
+use crate::limits::{FDS_MAX, PAGE, PIPE_BYTES};
 use crate::linux::fd_table::{Entry as FdEntry, FdTable};
+use crate::linux::file::local::pipe_low_water;
 use crate::linux::file::{File, FileId};
 use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
@@ -29,6 +30,8 @@ pub(super) const ENTRIES: &[Entry] = &[
 const CLOSE_RANGE_UNSHARE: u32 = 2;
 /// Mark for closing at execve(2) instead of closing.
 const CLOSE_RANGE_CLOEXEC: u32 = 4;
+/// Largest pipe that a user without privileges may ask for (/proc/sys/fs/pipe-max-size).
+const PIPE_BYTES_MAX: usize = 16 * PIPE_BYTES;
 /// Status flags that F_SETFL may change.
 const SETTABLE: u32 = abi::O_APPEND | abi::O_NONBLOCK | abi::O_DIRECT | abi::O_NOATIME;
 
@@ -146,8 +149,22 @@ fn fcntl(call: &mut Call<'_>) -> Answer {
     }
 }
 
+/// F_GETPIPE_SZ, F_SETPIPE_SZ.
 fn pipe_size(call: &mut Call<'_>, id: FileId, command: u32) -> Answer {
-    let File::Pipe(_) = &call.kernel.files.get(id)?.file else { return Err(Errno::BADF) };
-    let _ = command;
-    Err(Errno::INVAL)
+    let File::Pipe(pipe) = &call.kernel.files.get(id)?.file else { return Err(Errno::BADF) };
+    let channel = pipe.channel;
+    if command == abi::F_SETPIPE_SZ {
+        // Rounded up to a power of two pages, as the kernel's ring of buffers is.
+        let asked = usize::try_from(call.uint(2)).ok().filter(|&size| size > 0).ok_or(Errno::INVAL)?;
+        let size = asked.max(PAGE as usize).checked_next_power_of_two().ok_or(Errno::INVAL)?;
+        if size > PIPE_BYTES_MAX {
+            return Err(Errno::PERM);
+        }
+        let channel = call.kernel.files.channel(channel)?;
+        if channel.data.len() > size {
+            return Err(Errno::BUSY);
+        }
+        channel.resize(size, pipe_low_water(size));
+    }
+    Ok(call.kernel.files.channels.get(channel)?.capacity.into())
 }

@@ -80,10 +80,14 @@ fn open_place(call: &Call<'_>, index: usize) -> Result<Place, Errno> {
 
 fn change_mode(call: &mut Call<'_>, place: &Place, mode: u32) -> Answer {
     let handle = changeable(call, place)?;
-    if file_type(&handle)? == FileType::Symlink {
-        return Err(Errno::OPNOTSUPP);
-    }
-    rustix::fs::chmod(host_path::by_descriptor(&*handle), Mode::from_bits_retain(mode & 0o7777))?;
+    // A program must not be able to leave a set-user-ID program on the host: the bits are dropped, as chmod(2) drops
+    // set-group-ID for those who are not in the group.
+    let allowed = match file_type(&handle)? {
+        FileType::Symlink => return Err(Errno::OPNOTSUPP),
+        FileType::Directory => 0o7777,
+        _ => 0o1777,
+    };
+    rustix::fs::chmod(host_path::by_descriptor(&*handle), Mode::from_bits_retain(mode & allowed))?;
     Ok(Outcome::OK)
 }
 

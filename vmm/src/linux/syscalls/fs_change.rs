@@ -115,7 +115,7 @@ fn make_node(call: &mut Call<'_>, dirfd: i32, path: u64, mode: u32) -> Answer {
         return Err(Errno::NOENT);
     }
     let spot = spot(call, found, &path)?;
-    let wanted = mode & 0o7777 & !call.kernel.process.umask;
+    let wanted = mode & 0o1777 & !call.kernel.process.umask;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = rustix::fs::openat(&spot.directory, spot.name.as_slice(), flags, Mode::from_bits_retain(wanted))?;
     super::fs_open::restore_mode(call, &made, wanted)?;

@@ -68,7 +68,8 @@ impl How {
     fn new(flags: u32, mode: u32) -> Result<Self, Errno> {
         let flags = flags & KNOWN;
         let flags = if flags & abi::O_PATH != 0 { flags & WITH_PATH } else { flags };
-        let how = Self { flags, mode: mode & 0o7777 };
+        // No set-user-ID programs on the host: see chmod.
+        let how = Self { flags, mode: mode & 0o1777 };
         let temporary = flags & TMPFILE_BIT != 0;
         if temporary && (flags & abi::O_DIRECTORY == 0 || !how.writes() || flags & abi::O_CREAT != 0) {
             return Err(Errno::INVAL);

@@ -92,7 +92,7 @@ fn unread(call: &Call<'_>, id: FileId) -> Result<i32, Errno> {
     let count = match &call.kernel.files.get(id)?.file {
         File::Host(file) if !file.is_directory() => file.size()?.saturating_sub(file.position),
         File::Console(console) => rustix::io::ioctl_fionread(console.descriptor())?,
-        _ => return Err(Errno::NOTTY),
+        _ => call.kernel.files.readable_bytes(id).ok_or(Errno::NOTTY)? as u64,
     };
     Ok(i32::try_from(count).unwrap_or(i32::MAX))
 }

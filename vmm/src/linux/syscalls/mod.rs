@@ -6,10 +6,13 @@ mod execute;
 mod fcntl;
 mod fs_attributes;
 mod fs_change;
+mod fs_copy;
 mod fs_dir;
 mod fs_lock;
 mod fs_open;
+mod fs_refused;
 mod fs_stat;
+mod fs_xattr;
 mod futex;
 mod io;
 mod ioctl;
@@ -22,7 +25,7 @@ mod prctl;
 mod process;
 mod scheduling;
 mod signal;
-mod system;
+pub(super) mod system;
 mod thread;
 mod time;
 mod timer;
@@ -37,10 +40,13 @@ pub const FAMILIES: &[&[Entry]] = &[
     fcntl::ENTRIES,
     fs_attributes::ENTRIES,
     fs_change::ENTRIES,
+    fs_copy::ENTRIES,
     fs_dir::ENTRIES,
     fs_lock::ENTRIES,
     fs_open::ENTRIES,
+    fs_refused::ENTRIES,
     fs_stat::ENTRIES,
+    fs_xattr::ENTRIES,
     futex::ENTRIES,
     io::ENTRIES,
     ioctl::ENTRIES,
