@@ -10,6 +10,10 @@ pub const THREADS_MAX: usize = 1024;
 pub const FDS_MAX: usize = 4096;
 /// Open file descriptions of a VM (ENFILE).
 pub const FILES_MAX: usize = 8192;
+/// Bytes of all files in /dev/shm of a VM; ENOSPC.
+pub const SHM_BYTES_MAX: usize = 64 << 20;
+/// Files in /dev/shm of a VM; ENOSPC.
+pub const SHM_FILES_MAX: usize = 1024;
 /// Capacity of a pipe or socketpair direction, bytes, as Linux's default.
 pub const PIPE_BYTES: usize = 64 << 10;
 /// Capacity of each direction of a client stream, bytes: what a guest may write before the host takes it.

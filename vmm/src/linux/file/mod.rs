@@ -17,6 +17,7 @@ pub mod local_timer;
 pub mod ops;
 mod ops_signal;
 pub mod readiness;
+pub mod shm;
 pub mod socket;
 pub mod socket_address;
 pub mod socket_base;
@@ -220,6 +221,8 @@ pub struct Files {
     slots: Vec<Option<Slot>>,
     /// Buffers of pipes, socketpairs and streams.
     pub channels: channel::Channels,
+    /// Files in /dev/shm.
+    pub shm: shm::Shm,
     /// Counts every change that may end somebody's wait; the scheduler looks at blocked threads again when it moved.
     pub changes: u64,
     /// Addresses that the host would not bind, for the message of a program that never gets to listen.

@@ -91,8 +91,12 @@ impl Files {
             File::Pair(end) => self.close_pair(&end),
             File::Stream(stream) => self.close_pair(&stream.end),
             File::Listener(listener) => self.refuse_queue(listener.queue, &listener.base),
+            File::Special(file) => {
+                if let Some(id) = file.memory() {
+                    self.shm.close(id);
+                }
+            }
             File::Host(_)
-            | File::Special(_)
             | File::Console(_)
             | File::Event(_)
             | File::Timer(_)

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::attributes::{Attributes, StatxTime};
+use super::shm::InodeId;
 use super::special_text::{self, Text};
 use super::{File, Readiness};
 use crate::linux::path::Node as PathNode;
@@ -15,6 +16,8 @@ use crate::memory::{AddressSpace, GuestMemory, Segment};
 const ZEROS_MAX: u64 = 64 << 20;
 /// Most bytes that one read of /dev/random or /dev/urandom gives, as on Linux.
 const RANDOM_MAX: u64 = (32 << 20) - 1;
+/// The directory of files in memory.
+pub const SHM: &[u8] = b"/dev/shm";
 /// The device number of our trees: an anonymous one that no real file system has.
 const DEVICE: (u32, u32) = (0, 0xfffff);
 
@@ -29,6 +32,8 @@ pub enum Node {
     Link(Link),
     /// A character device.
     Device(Device),
+    /// A file in memory, in /dev/shm.
+    Memory(InodeId),
 }
 
 impl Node {
@@ -47,6 +52,7 @@ impl Node {
             Self::Text(_) => 0o100_444,
             Self::Link(_) => 0o120_777,
             Self::Device(_) => 0o020_666,
+            Self::Memory(_) => 0o100_600,
         }
     }
 }
@@ -141,6 +147,9 @@ pub fn lookup(kernel: &Kernel, path: &[u8]) -> Option<Node> {
         // /proc/TID works for every thread though it is not listed, as on Linux.
         return (id == process || kernel.threads.peek(id).is_some()).then(|| below_process(kernel, rest))?;
     }
+    if let Some(name) = guest_path::below(SHM, path).filter(|name| !name.is_empty()) {
+        return kernel.files.shm.find(name).map(Node::Memory);
+    }
     let text = std::str::from_utf8(path).ok()?;
     if let Some((_, node)) = FIXED.iter().find(|(name, _)| *name == text) {
         return Some(*node);
@@ -198,6 +207,7 @@ pub fn list(kernel: &Kernel, path: &[u8]) -> Vec<Vec<u8>> {
         [b"proc", _, b"fd" | b"fdinfo"] | [b"proc", _, b"task", _, b"fd" | b"fdinfo"] => {
             names.extend(kernel.process.fds.iter().map(|(fd, _)| fd.number().to_string().into_bytes()));
         }
+        [b"dev", b"shm"] => names.extend(kernel.files.shm.names().map(<[u8]>::to_vec)),
         [b"proc", _, b"task"] => names.extend(kernel.threads.iter().map(|thread| thread.tid.to_string().into_bytes())),
         [b"proc", pid] if number(pid).is_some() => names.extend(process_names()),
         [b"proc", _, b"task", _] => names.extend(process_names().filter(|name| name != b"task")),
@@ -264,6 +274,9 @@ pub fn attributes(kernel: &Kernel, path: &[u8], node: Node) -> Attributes {
     let moment = StatxTime::new(i64::try_from(now / 1_000_000_000).unwrap_or(0), (now % 1_000_000_000) as u32);
     // What belongs to the process belongs to its user.
     let own = guest_path::components(path).nth(1).is_some_and(|name| number(name).is_some());
+    if let Node::Memory(id) = node {
+        return memory_attributes(kernel, path, id);
+    }
     let (uid, gid) = if own { (kernel.process.identity.uid, kernel.process.identity.gid) } else { (0, 0) };
     Attributes {
         device: DEVICE,
@@ -274,6 +287,27 @@ pub fn attributes(kernel: &Kernel, path: &[u8], node: Node) -> Attributes {
         gid,
         special_device: if let Node::Device(device) = node { device.number() } else { (0, 0) },
         block_size: 4096,
+        accessed: moment,
+        modified: moment,
+        changed: moment,
+        ..Attributes::default()
+    }
+}
+
+fn memory_attributes(kernel: &Kernel, path: &[u8], id: InodeId) -> Attributes {
+    let Ok(inode) = kernel.files.shm.get(id) else { return Attributes::default() };
+    let moment = StatxTime::new(i64::try_from(inode.modified / 1_000_000_000).unwrap_or(0), (inode.modified % 1_000_000_000) as u32);
+    let size = inode.data().len() as u64;
+    Attributes {
+        device: DEVICE,
+        inode: self::inode(path),
+        mode: 0o100_000 | inode.mode,
+        links: u64::from(inode.links),
+        uid: kernel.process.identity.uid,
+        gid: kernel.process.identity.gid,
+        size,
+        block_size: 4096,
+        blocks: size.div_ceil(4096) * 8,
         accessed: moment,
         modified: moment,
         changed: moment,
@@ -321,6 +355,12 @@ impl SpecialFile {
     #[must_use]
     pub const fn place_node(&self) -> PathNode {
         if self.on_the_way { PathNode::Virtual } else { PathNode::Special(self.node) }
+    }
+
+    /// The file in memory that it is.
+    #[must_use]
+    pub const fn memory(&self) -> Option<InodeId> {
+        if let Node::Memory(id) = self.node { Some(id) } else { None }
     }
 
     /// Whether mapping it gives zero pages (/dev/zero).

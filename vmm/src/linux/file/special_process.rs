@@ -123,6 +123,8 @@ fn maps_line(vma: &Vma) -> String {
     let sharing = if vma.is_private() { 'p' } else { 's' };
     let (offset, device, inode, name) = match &vma.backing {
         Backing::Anonymous => (0, (0, 0), 0, vma.label),
+        // Pages of our own (the clock page) are nobody's file.
+        Backing::File { .. } if !vma.label.is_empty() => (0, (0, 0), 0, vma.label),
         Backing::File { file, offset, name, .. } => {
             let status = super::host::attributes_of(file).unwrap_or_default();
             (*offset, status.device, status.inode, &**name)

@@ -11,6 +11,8 @@ use super::fs_open::{note_refusal, path_argument};
 use super::fs_stat::{optional_path, place_at};
 use super::io::open_for;
 use crate::linux::abi::{Timespec, Timeval};
+use crate::linux::file::shm::InodeId;
+use crate::linux::file::special::Node as SpecialNode;
 use crate::linux::file::{File, FileId};
 use crate::linux::path::{AT_FDCWD, Node, Place, Walker};
 use crate::linux::table::{Arg, Entry, full, ignored, partial};
@@ -79,6 +81,10 @@ fn open_place(call: &Call<'_>, index: usize) -> Result<Place, Errno> {
 }
 
 fn change_mode(call: &mut Call<'_>, place: &Place, mode: u32) -> Answer {
+    if let Node::Special(SpecialNode::Memory(id)) = place.node {
+        call.kernel.files.shm.get_mut(id)?.mode = mode & 0o1777;
+        return Ok(Outcome::OK);
+    }
     let handle = changeable(call, place)?;
     // A program must not be able to leave a set-user-ID program on the host: the bits are dropped, as chmod(2) drops
     // set-group-ID for those who are not in the group.
@@ -166,6 +172,12 @@ fn set_times(call: &mut Call<'_>, place: &Place, times: [Timespec; 2]) -> Answer
     if times.iter().all(|time| time.nanoseconds == OMIT) {
         return Ok(Outcome::OK);
     }
+    if let Node::Special(SpecialNode::Memory(id)) = place.node {
+        let now = call.kernel.clock.realtime();
+        let time = times[1];
+        call.kernel.files.shm.get_mut(id)?.modified = if time == NOW { now } else { time.to_ns().unwrap_or(now) };
+        return Ok(Outcome::OK);
+    }
     let handle = changeable(call, place)?;
     let [last_access, last_modification] = times.map(|time| HostTimespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds });
     let times = Timestamps { last_access, last_modification };
@@ -247,6 +259,7 @@ fn truncate(call: &mut Call<'_>) -> Answer {
         Node::Host(_, true) | Node::Virtual => return Err(Errno::ISDIR),
         Node::Host(handle, false) if file_type(handle)? == FileType::RegularFile => {}
         Node::Host(..) => return Err(Errno::INVAL),
+        Node::Special(SpecialNode::Memory(id)) => return resize_memory(call, *id, length),
         _ => return Err(Errno::ACCESS),
     }
     let handle = changeable(call, &place).map_err(|_| Errno::ACCESS)?;
@@ -270,13 +283,42 @@ fn writable_file(call: &Call<'_>, otherwise: Errno) -> Result<Arc<OwnedFd>, Errn
 
 fn ftruncate(call: &mut Call<'_>) -> Answer {
     let length = u64::try_from(call.args[1].cast_signed()).map_err(|_| Errno::INVAL)?;
+    if let Some(inode) = writable_memory(call)? {
+        return resize_memory(call, inode, length);
+    }
     rustix::fs::ftruncate(writable_file(call, Errno::INVAL)?, length)?;
     Ok(Outcome::OK)
+}
+
+fn resize_memory(call: &mut Call<'_>, inode: InodeId, length: u64) -> Answer {
+    let now = call.kernel.clock.realtime();
+    call.kernel.files.shm.resize(inode, length, now)?;
+    Ok(Outcome::OK)
+}
+
+/// The file in memory of argument 0, opened for writing, if it is one.
+fn writable_memory(call: &Call<'_>) -> Result<Option<InodeId>, Errno> {
+    let id = call.file(0)?;
+    match &call.kernel.files.get(id)?.file {
+        File::Special(file) if file.memory().is_some() => {
+            open_for(call.kernel, id, abi::O_RDONLY).map_err(|_| Errno::INVAL)?;
+            Ok(file.memory())
+        }
+        _ => Ok(None),
+    }
 }
 
 fn fallocate(call: &mut Call<'_>) -> Answer {
     let (offset, length) = (call.args[2].cast_signed(), call.args[3].cast_signed());
     let (Ok(offset), Ok(length)) = (u64::try_from(offset), u64::try_from(length)) else { return Err(Errno::INVAL) };
+    if let Some(inode) = writable_memory(call).map_err(|_| Errno::BADF)? {
+        if call.uint(1) != 0 {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let end = offset.checked_add(length).filter(|_| length > 0).ok_or(Errno::INVAL)?;
+        let size = call.kernel.files.shm.get(inode)?.data().len() as u64;
+        return if end > size { resize_memory(call, inode, end) } else { Ok(Outcome::OK) };
+    }
     let file = match writable_file(call, Errno::BADF) {
         Err(Errno::BADF) if !matches!(call.kernel.files.get(call.file(0)?)?.file, File::Host(_)) => return Err(Errno::NODEV),
         file => file?,
@@ -295,13 +337,20 @@ fn host_file(call: &Call<'_>, id: FileId) -> Result<Arc<OwnedFd>, Errno> {
 }
 
 fn fsync(call: &mut Call<'_>) -> Answer {
-    rustix::fs::fsync(host_file(call, call.file(0)?)?)?;
+    fsync_as(call, |file| rustix::fs::fsync(file))
+}
+
+fn fsync_as(call: &Call<'_>, make_durable: fn(&OwnedFd) -> Result<(), Errno>) -> Answer {
+    let id = call.file(0)?;
+    // Memory is as durable as it will ever be.
+    if !matches!(&call.kernel.files.get(id)?.file, File::Special(file) if file.memory().is_some()) {
+        make_durable(&*host_file(call, id)?)?;
+    }
     Ok(Outcome::OK)
 }
 
 fn fdatasync(call: &mut Call<'_>) -> Answer {
-    rustix::fs::fdatasync(host_file(call, call.file(0)?)?)?;
-    Ok(Outcome::OK)
+    fsync_as(call, |file| rustix::fs::fdatasync(file))
 }
 
 /// The whole file system is more than the program's: its own open file is what it can have written.

@@ -7,6 +7,8 @@ use linux_raw_sys::general as abi;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 
 use super::fs_open::{note_refusal, path_argument};
+use crate::linux::file::shm::InodeId;
+use crate::linux::file::special::{Node as SpecialNode, SHM};
 use crate::linux::grants::Grants;
 use crate::linux::path::{AT_FDCWD, Found, Last, Node, Place, Walker};
 use crate::linux::table::{Arg, Entry, full, partial};
@@ -148,6 +150,13 @@ fn remove(call: &mut Call<'_>, dirfd: i32, path: u64, directory: bool) -> Answer
     if found.slash && !place.is_directory() {
         return Err(Errno::NOTDIR);
     }
+    if let Node::Special(SpecialNode::Memory(_)) = place.node {
+        if directory {
+            return Err(Errno::NOTDIR);
+        }
+        call.kernel.files.shm.unlink(&found.name)?;
+        return Ok(Outcome::OK);
+    }
     let spot = spot(call, found, &path)?;
     let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
     rustix::fs::unlinkat(&spot.directory, spot.name.as_slice(), flags)?;
@@ -196,6 +205,13 @@ fn move_name(call: &mut Call<'_>, from: (i32, u64), to: (i32, u64), flags: u32) 
     if no_replace && target.place.is_some() {
         return Err(Errno::EXIST);
     }
+    if let Node::Special(SpecialNode::Memory(_)) = moved.node
+        && target.directory.path == SHM
+        && !exchange
+    {
+        call.kernel.files.shm.rename(&source.name, &target.name)?;
+        return Ok(Outcome::OK);
+    }
     may_move(&call.kernel.grants, moved, &target.path(), exchange)?;
     let (source, target) = (spot(call, source, &old)?, spot(call, target, &new)?);
     let flags = RenameFlags::from_bits_retain(flags);
@@ -229,6 +245,9 @@ fn make_link(call: &mut Call<'_>, from: (i32, u64), to: (i32, u64), flags: u32) 
     let new = path_argument(call, to.1)?;
     let follow = if flags & abi::AT_SYMLINK_FOLLOW != 0 { 0 } else { abi::AT_SYMLINK_NOFOLLOW };
     let place = super::fs_stat::place_at(call, from.0, &old, flags & abi::AT_EMPTY_PATH | follow)?;
+    if let Node::Special(SpecialNode::Memory(inode)) = place.node {
+        return link_memory(call, inode, to.0, &new);
+    }
     let spot = empty_spot(call, to.0, &new)?;
     if spot.found.slash {
         return Err(Errno::NOENT);
@@ -247,6 +266,18 @@ fn make_link(call: &mut Call<'_>, from: (i32, u64), to: (i32, u64), flags: u32) 
     }
     linked?;
     Ok(Outcome::OK)
+}
+
+fn link_memory(call: &mut Call<'_>, inode: InodeId, dirfd: i32, path: &[u8]) -> Answer {
+    let found = walk_to(call, dirfd, path)?;
+    match found.place {
+        Some(_) => Err(Errno::EXIST),
+        None if found.directory.path != SHM => Err(Errno::XDEV),
+        None => {
+            call.kernel.files.shm.link(inode, &found.name)?;
+            Ok(Outcome::OK)
+        }
+    }
 }
 
 /// A second name must not give a right that the first does not: the new place may be readable or writable only where the

@@ -183,7 +183,7 @@ fn child_kind(place: &Place) -> u8 {
         Node::Virtual | Node::Host(_, true) | Node::Special(SpecialNode::Directory) => abi::DT_DIR,
         Node::HostLink(..) | Node::VirtualLink(_) | Node::Special(SpecialNode::Link(_)) => abi::DT_LNK,
         Node::Special(SpecialNode::Device(_)) => abi::DT_CHR,
-        Node::Special(SpecialNode::Text(_)) => abi::DT_REG,
+        Node::Special(SpecialNode::Text(_) | SpecialNode::Memory(_)) => abi::DT_REG,
         Node::Host(handle, false) => {
             return rustix::fs::fstat(handle).map_or(abi::DT_UNKNOWN as u8, |status| kind_number(FileType::from_raw_mode(status.st_mode)));
         }

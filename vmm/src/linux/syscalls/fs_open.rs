@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::limits::PATH_MAX;
 use crate::linux::file::console::Console;
 use crate::linux::file::host::HostFile;
-use crate::linux::file::special::{Device, Node as SpecialNode, SpecialFile};
+use crate::linux::file::special::{Device, Node as SpecialNode, SHM, SpecialFile};
 use crate::linux::file::{File, FileId};
 use crate::linux::path::{AT_FDCWD, Found, Last, Node, Place, Scope, Walker};
 use crate::linux::table::{Arg, Entry, full, partial};
@@ -219,9 +219,15 @@ fn create(call: &mut Call<'_>, found: &Found, how: How) -> Result<FileId, Errno>
     if found.slash {
         return Err(Errno::ISDIR);
     }
+    let path = found.path();
+    if found.directory.path == SHM {
+        let mode = how.mode & !call.kernel.process.umask;
+        let now = call.kernel.clock.realtime();
+        let id = call.kernel.files.shm.create(&found.name, mode, now)?;
+        return open_special(call, &path, SpecialNode::Memory(id), how);
+    }
     let walker = Walker::new(call.kernel, call.tid);
     let (directory, name) = walker.holder(found)?;
-    let path = found.path();
     if how.reads() && !walker.access(&path).read && how.writes() {
         return Err(Errno::ACCESS);
     }
@@ -297,7 +303,7 @@ fn open_handle(call: &mut Call<'_>, place: Place, how: How) -> Result<FileId, Er
         Node::Host(handle, _) | Node::HostLink(handle, _) => {
             File::Host(HostFile::new(handle, &place.path, call.kernel.grants.access(&place.path)))
         }
-        Node::Special(node) => File::Special(SpecialFile::new(&place.path, node)),
+        Node::Special(node) => return add_special(call, &place.path, node, how.kept() & !abi::O_LARGEFILE),
         Node::Virtual => File::Special(SpecialFile::on_the_way(&place.path)),
         Node::VirtualLink(_) => return Err(Errno::LOOP),
         Node::Open(id) => {
@@ -315,9 +321,21 @@ fn open_special(call: &mut Call<'_>, path: &[u8], node: SpecialNode, how: How) -
             let terminal = terminal(call).ok_or(Errno::NXIO)?;
             return call.kernel.files.add(File::Console(terminal), how.kept());
         }
+        SpecialNode::Memory(id) if how.has(abi::O_TRUNC) => {
+            let now = call.kernel.clock.realtime();
+            call.kernel.files.shm.resize(id, 0, now)?;
+        }
         _ => {}
     }
-    call.kernel.files.add(File::Special(SpecialFile::new(path, node)), how.kept())
+    add_special(call, path, node, how.kept())
+}
+
+fn add_special(call: &mut Call<'_>, path: &[u8], node: SpecialNode, flags: u32) -> Result<FileId, Errno> {
+    let file = call.kernel.files.add(File::Special(SpecialFile::new(path, node)), flags)?;
+    if let SpecialNode::Memory(id) = node {
+        call.kernel.files.shm.open(id);
+    }
+    Ok(file)
 }
 
 /// The terminal among the standard streams that are open.

@@ -3,9 +3,10 @@
 use linux_raw_sys::general as abi;
 use rustix::fs::SeekFrom;
 
-use crate::limits::RW_BYTES_MAX;
+use crate::limits::{RW_BYTES_MAX, SHM_BYTES_MAX};
 use crate::linux::file::host::WriteTo;
 use crate::linux::file::ops::{self, RecvFlags, SendFlags};
+use crate::linux::file::shm::InodeId;
 use crate::linux::file::special::{Node as SpecialNode, SpecialFile};
 use crate::linux::file::{File, FileId, PollEvents};
 use crate::linux::table::{Arg, Entry, full};
@@ -198,6 +199,11 @@ fn read_special(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At) -
         SpecialNode::Directory => return Err(Errno::ISDIR),
         SpecialNode::Device(device) => device.read(call.memory(), segments)?,
         SpecialNode::Link(_) => return Err(Errno::INVAL),
+        SpecialNode::Memory(inode) => {
+            let data = call.kernel.files.shm.get(inode)?.data();
+            let rest = usize::try_from(offset).ok().and_then(|offset| data.get(offset..)).unwrap_or(&[]);
+            call.memory().scatter(segments, 0, rest)?
+        }
         SpecialNode::Text(_) => {
             let text = file.text(call.kernel, call.space, offset)?;
             let rest = usize::try_from(offset).ok().and_then(|offset| text.get(offset..)).unwrap_or(&[]);
@@ -233,7 +239,10 @@ fn transfer_out(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At, a
         }
         File::Special(file) => {
             let file = file.clone();
-            write_special(call, &file, segments)
+            match file.memory() {
+                Some(inode) => write_memory(call, id, inode, segments, if append { None } else { Some(at) }),
+                None => write_special(call, &file, segments),
+            }
         }
         File::Console(_) if at != At::Current => Err(Errno::SPIPE),
         File::Console(_) => write_console(call, id, segments),
@@ -257,6 +266,25 @@ fn write_special(call: &mut Call<'_>, file: &SpecialFile, segments: &[Segment]) 
         }
         _ => Err(Errno::BADF),
     }
+}
+
+/// Write to a file in memory, at its end where no place is given.
+fn write_memory(call: &mut Call<'_>, id: FileId, inode: InodeId, segments: &[Segment], at: Option<At>) -> Answer {
+    let bytes = call.memory().gather(segments, 0, SHM_BYTES_MAX)?;
+    let now = call.kernel.clock.realtime();
+    let File::Special(file) = &call.kernel.files.get(id)?.file else { return Err(Errno::BADF) };
+    let offset = match at {
+        None => call.kernel.files.shm.get(inode)?.data().len() as u64,
+        Some(At::Offset(offset)) => offset,
+        Some(At::Current) => file.position,
+    };
+    let count = call.kernel.files.shm.write(inode, offset, &bytes, now)?;
+    if !matches!(at, Some(At::Offset(_)))
+        && let File::Special(file) = &mut call.kernel.files.get_mut(id)?.file
+    {
+        file.position = offset.saturating_add(count as u64);
+    }
+    Ok(count.into())
 }
 
 /// Everything is written before the call returns, however often it has to wait (unless O_NONBLOCK or a signal ends it).
@@ -287,11 +315,11 @@ fn write_console(call: &mut Call<'_>, id: FileId, segments: &[Segment]) -> Answe
 fn lseek(call: &mut Call<'_>) -> Answer {
     let (offset, whence) = (call.args[1].cast_signed(), call.uint(2));
     let id = call.file(0)?;
-    let slot = call.kernel.files.get_mut(id)?;
-    if slot.flags & abi::O_PATH != 0 {
+    if call.kernel.files.get(id)?.flags & abi::O_PATH != 0 {
         return Err(Errno::BADF);
     }
-    match &mut slot.file {
+    let memory_size = memory_size(call.kernel, id);
+    match &mut call.kernel.files.get_mut(id)?.file {
         File::Host(file) => {
             let position = match whence {
                 abi::SEEK_SET => from(0, offset)?,
@@ -311,6 +339,7 @@ fn lseek(call: &mut Call<'_>) -> Answer {
                 (SpecialNode::Device(_), _) => 0,
                 (_, abi::SEEK_SET) => from(0, offset)?,
                 (_, abi::SEEK_CUR) => from(file.position, offset)?,
+                (SpecialNode::Memory(_), abi::SEEK_END) => from(memory_size, offset)?,
                 _ => return Err(Errno::INVAL),
             };
             file.position = position;
@@ -319,6 +348,15 @@ fn lseek(call: &mut Call<'_>) -> Answer {
         File::Console(console) if !console.waits() => seek_console(console.descriptor(), offset, whence),
         _ => Err(Errno::SPIPE),
     }
+}
+
+/// The size of a file in memory; 0 for everything else.
+fn memory_size(kernel: &Kernel, id: FileId) -> u64 {
+    let inode = match kernel.files.get(id).map(|slot| &slot.file) {
+        Ok(File::Special(file)) => file.memory(),
+        _ => None,
+    };
+    inode.and_then(|inode| kernel.files.shm.get(inode).ok()).map_or(0, |inode| inode.data().len() as u64)
 }
 
 /// A standard stream that is a regular file of the host shares its offset with the shell that opened it, as natively.

@@ -64,3 +64,6 @@ pub const FAMILIES: &[&[Entry]] = &[
     time::ENTRIES,
     timer::ENTRIES,
 ];
+
+#[cfg(test)]
+mod fs_tests;
