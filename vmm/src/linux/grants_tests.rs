@@ -73,7 +73,8 @@ fn rule(address: Option<&str>, port: Option<u16>) -> NetRule {
 #[test]
 fn k3_addresses_and_ports() {
     let mut config = config(&[], &[]);
-    config.connect = vec![rule(Some("::1"), None), rule(Some("2001:db8::1"), Some(443)), rule(Some("10.0.0.1"), Some(80)), rule(None, Some(53))];
+    config.connect =
+        vec![rule(Some("::1"), None), rule(Some("2001:db8::1"), Some(443)), rule(Some("10.0.0.1"), Some(80)), rule(None, Some(53))];
     let grants = Grants::new(&config, Vec::new()).expect("grants");
     let may = |text: &str| grants.may_connect(text.parse().expect("address"));
     assert!(may("[::1]:1") && may("[2001:db8::1]:443") && may("10.0.0.1:80") && may("1.2.3.4:53") && may("[::ffff:10.0.0.1]:80"));
@@ -98,7 +99,8 @@ fn naive(read: &[String], write: &[String], path: &str) -> Access {
 
 fn any_path() -> impl Strategy<Value = String> {
     // Names that do not exist on the host, so that no link changes what they mean.
-    prop::collection::vec(prop::sample::select(vec!["no-such-a", "no-such-b", "no-such-ab"]), 0..5).prop_map(|names| format!("/{}", names.join("/")))
+    prop::collection::vec(prop::sample::select(vec!["no-such-a", "no-such-b", "no-such-ab"]), 0..5)
+        .prop_map(|names| format!("/{}", names.join("/")))
 }
 
 proptest! {

@@ -200,7 +200,8 @@ fn fifos_and_sockets_are_never_opened() {
     let world = World::new();
     let grants = world.grants(&["open"], &["open"]);
     let fifo = world.base.join("open/fifo");
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, 0).expect("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, 0)
+        .expect("fifo");
     let _listener = std::os::unix::net::UnixListener::bind(world.base.join("open/socket")).expect("socket");
     assert_eq!(read(&grants, &world.path("open/fifo")), Err(Errno::NXIO));
     assert_eq!(read(&grants, &world.path("open/socket")), Err(Errno::NXIO));

@@ -96,13 +96,7 @@ impl Files {
                     self.shm.close(id);
                 }
             }
-            File::Host(_)
-            | File::Console(_)
-            | File::Event(_)
-            | File::Timer(_)
-            | File::Signal(_)
-            | File::Epoll(_)
-            | File::Socket(_) => {}
+            File::Host(_) | File::Console(_) | File::Event(_) | File::Timer(_) | File::Signal(_) | File::Epoll(_) | File::Socket(_) => {}
         }
     }
 

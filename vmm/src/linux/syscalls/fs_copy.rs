@@ -147,9 +147,7 @@ fn room(call: &mut Call<'_>, target: &End) -> Result<usize, Errno> {
 /// Give bytes to a target that has room for them; returns how many it took.
 fn put(call: &mut Call<'_>, id: FileId, target: &End, done: u64, bytes: &[u8]) -> Result<usize, Errno> {
     match target {
-        End::File(file, start) => {
-            crate::linux::file::host::retry(|| rustix::io::pwrite(file, bytes, start.saturating_add(done)))
-        }
+        End::File(file, start) => crate::linux::file::host::retry(|| rustix::io::pwrite(file, bytes, start.saturating_add(done))),
         End::Channel(channel) => Ok(call.kernel.files.channel(*channel)?.push(bytes)),
         End::Sink => Ok(bytes.len()),
         End::Console => match &mut call.kernel.files.get_mut(id)?.file {

@@ -24,7 +24,13 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     refused(abi::__NR_inotify_init, "inotify_init", &[], no_such_call, "ENOSYS: watches on the host's files would outlive a reset"),
     refused(abi::__NR_inotify_init1, "inotify_init1", &[Arg::Hex], no_such_call, "ENOSYS: as inotify_init"),
-    refused(abi::__NR_inotify_add_watch, "inotify_add_watch", &[Arg::Fd, Arg::Path, Arg::Hex], no_such_watch, "EINVAL: there is no inotify instance"),
+    refused(
+        abi::__NR_inotify_add_watch,
+        "inotify_add_watch",
+        &[Arg::Fd, Arg::Path, Arg::Hex],
+        no_such_watch,
+        "EINVAL: there is no inotify instance",
+    ),
     refused(abi::__NR_inotify_rm_watch, "inotify_rm_watch", &[Arg::Fd, Arg::Int], no_such_watch, "EINVAL: there is no inotify instance"),
 ];
 

@@ -413,7 +413,9 @@ fn t1_t15_bad_lengths_and_pointers_are_answered() {
 fn our_own_trees_answer_like_linux() {
     let place = Place::new();
     let mut guest = Guest::new(&place, false, false);
-    for (path, expected) in [("/proc/self/comm", "\n"), ("/proc/sys/net/core/somaxconn", "4096\n"), ("/sys/devices/system/cpu/online", "0\n")] {
+    for (path, expected) in
+        [("/proc/self/comm", "\n"), ("/proc/sys/net/core/somaxconn", "4096\n"), ("/sys/devices/system/cpu/online", "0\n")]
+    {
         let fd = guest.open(path, abi::O_RDONLY).expect(path);
         assert_eq!(guest.read(fd, 100).as_deref(), Ok(expected), "{path}");
         assert_eq!(guest.read(fd, 100).as_deref(), Ok(""), "{path}");
