@@ -44,6 +44,8 @@ pub enum RunEnd {
         /// What they wait in.
         detail: String,
     },
+    /// The program closed the stream without a byte of an answer.
+    NoAnswer,
     /// The client went away before it was answered.
     ClientGone,
     /// The platform failed; the VM has to be thrown away.
@@ -76,6 +78,7 @@ impl RunEnd {
             Self::TimedOut { .. } => "timed_out",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::Deadlocked { .. } => "deadlocked",
+            Self::NoAnswer => "no_answer",
             Self::ClientGone => "client_gone",
             Self::Broken { .. } => "broken",
         }
@@ -103,6 +106,7 @@ impl RunEnd {
             Self::TimedOut { detail } => format!("the program took too long: {detail}"),
             Self::OutOfMemory { detail } => format!("the program used too much memory: {detail}"),
             Self::Deadlocked { detail } => format!("the program waits for nothing that can happen: {detail}"),
+            Self::NoAnswer => "the program closed the connection without an answer".into(),
             Self::ClientGone => "the client went away before it was answered".into(),
             Self::Broken { detail } => format!("the virtual machine failed: {detail}"),
         }

@@ -26,6 +26,9 @@ const FAULT_WRITE: u64 = 1 << 1;
 const FAULT_USER: u64 = 1 << 2;
 const FAULT_FETCH: u64 = 1 << 4;
 const PAGE_FAULT: u8 = 14;
+const GENERAL_PROTECTION: u8 = 13;
+/// `int imm8`.
+const INT_OPCODE: u8 = 0xcd;
 
 /// What is told to a signal handler.
 struct Forced {
@@ -46,6 +49,8 @@ impl Sandbox {
             0 => forced(SIGFPE, FPE_INTDIV, rip),
             1 => forced(SIGTRAP, TRAP_TRACE, rip),
             3 => forced(SIGTRAP, SI_KERNEL, 0),
+            // kvm_pvm raises an undefined instruction for `int n`, where processors find that the gate may not be used.
+            6 if self.is_software_interrupt(rip) => Forced { trap: GENERAL_PROTECTION, ..forced(SIGSEGV, SI_KERNEL, 0) },
             6 => forced(SIGILL, ILL_ILLOPN, rip),
             11 | 12 => forced(SIGBUS, SI_KERNEL, 0),
             PAGE_FAULT => return self.page_fault(tid, error_code, address),
@@ -54,6 +59,11 @@ impl Sandbox {
             _ => forced(SIGSEGV, SI_KERNEL, 0),
         };
         self.force(tid, &forced);
+    }
+
+    fn is_software_interrupt(&self, rip: u64) -> bool {
+        let mut opcode = [0];
+        self.space.memory().read_some(rip, &mut opcode) == 1 && opcode[0] == INT_OPCODE
     }
 
     /// Which of the unmasked floating-point exceptions it was (`FPE_FLTDIV` and so on), from the status word or MXCSR.
@@ -120,7 +130,7 @@ impl Sandbox {
 
     /// Something that no program may do.
     pub(super) fn forbidden(&mut self, tid: Tid) {
-        self.force(tid, &Forced { signal: SIGSEGV, code: SI_KERNEL, address: 0, trap: 13, error_code: 0 });
+        self.force(tid, &Forced { signal: SIGSEGV, code: SI_KERNEL, address: 0, trap: GENERAL_PROTECTION, error_code: 0 });
     }
 
     fn force(&mut self, tid: Tid, forced: &Forced) {

@@ -120,6 +120,8 @@ impl Exchange<'_> {
         } else if end == RunEnd::Responded {
             finish(self.sandbox, self.kicker, stream);
         }
+        // Closed without a byte: a gateway says so instead of hanging up.
+        let end = if end == RunEnd::Responded && !answered && !opaque { RunEnd::NoAnswer } else { end };
         Served { end, answered }
     }
 

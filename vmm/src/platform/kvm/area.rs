@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::layout::{
-    AREA_DIRECTORY, AREA_TABLE, DIRECTORIES, EDITOR, ENTRY, GDT, HANDLER_BYTES, HANDLERS, IDT, KERNEL_CS, PDPT, PML4, PORT_EDITED,
+    AREA_DIRECTORY, AREA_TABLE, DIRECTORIES, EDITOR, ENTRY, GATES, GDT, HANDLER_BYTES, HANDLERS, IDT, KERNEL_CS, PDPT, PML4, PORT_EDITED,
     PORT_EXCEPTION, PORT_SYSTEM_CALL, STACK_TOP, TSS, TSS_SELECTOR, VECTORS, area_address, area_bytes,
 };
 use super::probe::EntryKind;
@@ -30,6 +30,8 @@ const NO_EXECUTE: u64 = 1 << 63;
 const OUT_BYTES: u64 = 2;
 /// Ports that the I/O permission bitmap speaks of; all others are denied by its length.
 const BITMAP_PORTS: usize = 128;
+/// Vector of the general-protection exception.
+const GENERAL_PROTECTION: u64 = 13;
 /// Where in the entry's page the probe finds a `syscall` instruction.
 const PROBE_OFFSET: u64 = 16;
 /// The 64-bit TSS without its bitmap.
@@ -167,8 +169,10 @@ impl Area {
         tss.extend(bitmap);
         self.store_bytes(TSS, &tss);
 
-        for vector in 0..VECTORS {
-            let handler = self.address + HANDLERS + vector * HANDLER_BYTES;
+        for vector in 0..GATES {
+            // Behind the exceptions there is nothing that could come: those gates lead to the handler of #GP.
+            let handled = if vector < VECTORS { vector } else { GENERAL_PROTECTION };
+            let handler = self.address + HANDLERS + handled * HANDLER_BYTES;
             // `int3` and `into` may be used by programs (privilege level 3), all else only by the processor.
             let access = if vector == 3 || vector == 4 { 0xee } else { 0x8e };
             self.store(IDT + vector * 16, handler & 0xffff | u64::from(KERNEL_CS) << 16 | access << 40 | (handler >> 16 & 0xffff) << 48);

@@ -7,7 +7,7 @@ use kvm_ioctls::VcpuFd;
 use rustix::io::Errno;
 
 use super::area::Area;
-use super::layout::{GDT, IDT, KERNEL_CS, KERNEL_SS, PML4, TSS, TSS_SELECTOR, USER_CS, USER_SS, VECTORS};
+use super::layout::{GATES, GDT, IDT, KERNEL_CS, KERNEL_SS, PML4, TSS, TSS_SELECTOR, USER_CS, USER_SS};
 
 /// x87, SSE, AVX and AVX-512. Protection keys (bit 9) and AMX (17, 18) stay hidden: neither can be reset cheaply.
 const XCR0_OFFERED: u64 = 0xe7;
@@ -92,7 +92,7 @@ pub(super) fn special_registers(mut sregs: kvm_sregs, area: &Area) -> kvm_sregs 
     sregs.gdt.base = area.address() + GDT;
     sregs.gdt.limit = TSS_SELECTOR + 15;
     sregs.idt.base = area.address() + IDT;
-    sregs.idt.limit = (VECTORS * 16 - 1) as u16;
+    sregs.idt.limit = (GATES * 16 - 1) as u16;
     sregs.cs = code;
     sregs.ss = stack;
     // Data segments are null in 64-bit user mode under Linux, but usable with base 0.

@@ -38,6 +38,8 @@ pub(super) const TSS_SELECTOR: u16 = 0x40;
 pub(super) const HANDLER_BYTES: u64 = 16;
 /// Exception vectors.
 pub(super) const VECTORS: u64 = 32;
+/// Gates of the IDT: all there can be, so that `int n` is refused by its gate's privilege level (#GP) and not by its absence.
+pub(super) const GATES: u64 = 256;
 
 /// Largest address space: what one page-directory-pointer table reaches, less room for the area.
 pub(super) const SPACE_MAX: u64 = 480 << 30;
