@@ -33,6 +33,7 @@ pub mod table;
 mod table_names;
 pub mod thread;
 pub mod trace;
+mod trace_names;
 
 use std::sync::Arc;
 

@@ -34,8 +34,8 @@ pub struct Process {
     pub exit_status: Option<i32>,
     /// Process group; a program started from a shell leads its own.
     pub pgid: Tid,
-    /// Session.
-    pub sid: Tid,
+    /// `setsid(2)` has been called; until then the session is that of the parent.
+    pub leads_session: bool,
     /// `setpriority(2)` nice value, -20 to 19.
     pub nice: i32,
     /// `ioprio_set(2)`; 0 for none.
@@ -50,7 +50,6 @@ impl Process {
     /// A process that has just been loaded.
     #[must_use]
     pub fn new(pid: Tid, cwd: Directory, umask: u32, identity: Arc<Identity>, started: MonotonicNs) -> Self {
-        let sid = identity.ppid;
         Self {
             pid,
             fds: FdTable::default(),
@@ -62,12 +61,18 @@ impl Process {
             prctl: PrctlState::default(),
             exit_status: None,
             pgid: pid,
-            sid,
+            leads_session: false,
             nice: 0,
             io_priority: 0,
             started,
             noted_calls: [0; 8],
         }
+    }
+
+    /// Session id.
+    #[must_use]
+    pub fn sid(&self) -> Tid {
+        if self.leads_session { self.pid } else { self.identity.ppid }
     }
 }
 

@@ -234,6 +234,9 @@ impl ExtendedLayout {
     }
 }
 
+/// AT_MINSIGSTKSZ for every guest: with AVX-512, the largest state that is offered.
+pub const STACK_BYTES_MIN: u64 = ExtendedLayout { area_bytes: 2688, features: 0, mxcsr_mask: 0 }.stack_bytes_min();
+
 fn put(area: &mut [u8], at: usize, bytes: &[u8]) {
     if let Some(place) = area.get_mut(at..at + bytes.len()) {
         place.copy_from_slice(bytes);

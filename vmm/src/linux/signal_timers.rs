@@ -292,7 +292,8 @@ impl Kernel {
         let cpu = cpu.and_then(|at| self.moment(TimerClock::ProcessCpu, at));
         let posix = timers.posix.iter().filter(|timer| !timer.queued && timer.notify != Notify::None);
         let posix = posix.filter_map(|timer| self.moment(timer.base, timer.schedule.expires?)).min();
-        [real, cpu, posix].into_iter().flatten().min()
+        let files = self.files.next_timer(self.clock.monotonic());
+        [real, cpu, posix, files].into_iter().flatten().min()
     }
 
     /// The moment on CLOCK_MONOTONIC at which a clock shows `at`; for processor time the earliest at which it can.

@@ -220,8 +220,8 @@ fn auxv(program: &Image, mapped: Mapped, interpreter_base: Option<u64>, vdso: u6
     let group = rustix::process::getegid().as_raw();
     vec![
         (at::SYSINFO_EHDR, vdso),
-        // The host's own values: the vCPU shows CPUID leaf 1 and a state area that are no larger than the host's.
-        (at::MINSIGSTKSZ, rustix::param::linux_minsigstksz() as u64),
+        (at::MINSIGSTKSZ, crate::linux::signal_frame::STACK_BYTES_MIN),
+        // The host's own value: CPUID leaf 1 is the host's.
         (at::HWCAP, hardware),
         (at::PAGESZ, PAGE),
         (at::CLKTCK, CLOCK_TICKS),

@@ -68,11 +68,9 @@ impl Sandbox {
             if let Err(errno) = self.switch_to(tid) {
                 return Pause::Ended(self.broken("switch threads", errno));
             }
-            if self.kernel.signal_pending(tid) {
-                match self.kernel.deliver_signals(&mut self.space, tid, &mut OnVcpu(&mut self.vm)) {
-                    Delivery::Killed { signal, .. } => return Pause::Ended(self.killed(tid, signal)),
-                    Delivery::None | Delivery::Handler => {}
-                }
+            match self.kernel.deliver_signals(&mut self.space, tid, &mut OnVcpu(&mut self.vm)) {
+                Delivery::Killed { signal, .. } => return Pause::Ended(self.killed(tid, signal)),
+                Delivery::None | Delivery::Handler => {}
             }
             if let Some(end) = self.enter(kicker, deadline, tid) {
                 return Pause::Ended(end);
@@ -245,7 +243,10 @@ impl Sandbox {
         if !resumed || result.is_some() {
             self.recorder.push(number, args, result);
             if self.trace {
-                eprint_line(&trace::line(number, &args, self.space.memory(), result, tid));
+                // As strace: threads are told apart once there are several.
+                let tid = if self.kernel.threads.len() > 1 { tid } else { 0 };
+                let format = if resumed { trace::resumed } else { trace::line };
+                eprint_line(&format(number, &args, self.space.memory(), result, tid));
             }
         }
         if self.kernel.files.changes != self.seen_changes && self.kernel.threads.len() > 1 {

@@ -186,7 +186,7 @@ fn getpgrp(call: &mut Call<'_>) -> Answer {
 /// `pid_t getsid(pid_t pid)`
 fn getsid(call: &mut Call<'_>) -> Answer {
     check_own(call, call.int(0))?;
-    number(call.kernel.process.sid)
+    number(call.kernel.process.sid())
 }
 
 /// `int setpgid(pid_t pid, pid_t pgid)`
@@ -201,7 +201,7 @@ fn setpgid(call: &mut Call<'_>) -> Answer {
         return Err(Errno::SRCH);
     }
     // A session leader stays where it is, and there is no other group in the session to join.
-    if process.sid == process.pid || group != process.pid && group != process.pgid {
+    if process.leads_session || group != process.pid && group != process.pgid {
         return Err(Errno::PERM);
     }
     process.pgid = group;
@@ -215,7 +215,7 @@ fn setsid(call: &mut Call<'_>) -> Answer {
         return Err(Errno::PERM);
     }
     process.pgid = process.pid;
-    process.sid = process.pid;
+    process.leads_session = true;
     number(process.pid)
 }
 
