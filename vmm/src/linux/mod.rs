@@ -31,6 +31,14 @@ pub mod signal_timers;
 pub mod syscalls;
 pub mod table;
 mod table_names;
+#[cfg(test)]
+mod futex_tests;
+#[cfg(test)]
+mod process_tests;
+#[cfg(test)]
+mod signal_tests;
+#[cfg(test)]
+mod testing;
 pub mod thread;
 pub mod trace;
 mod trace_names;
