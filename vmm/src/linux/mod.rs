@@ -17,26 +17,26 @@ pub mod fd_table;
 pub mod file;
 pub mod futex;
 pub mod futex_pi;
+#[cfg(test)]
+mod futex_tests;
 pub mod grants;
 pub mod guest_path;
 pub mod host_path;
 pub mod path;
 pub mod process;
+#[cfg(test)]
+mod process_tests;
 pub mod rseq;
 pub mod scheduler;
 pub mod signal;
 pub mod signal_delivery;
 pub mod signal_frame;
+#[cfg(test)]
+mod signal_tests;
 pub mod signal_timers;
 pub mod syscalls;
 pub mod table;
 mod table_names;
-#[cfg(test)]
-mod futex_tests;
-#[cfg(test)]
-mod process_tests;
-#[cfg(test)]
-mod signal_tests;
 #[cfg(test)]
 mod testing;
 pub mod thread;

@@ -197,21 +197,18 @@ fn traces_look_like_straces() {
         line(sys::__NR_write, [1, SCRATCH, 40, 0, 0, 0], Some(Ok(40))),
         "write(1, \"a\\\"\\n\\1\\0019\\377 and then many more bytes\"..., 40) = 40"
     );
-    assert_eq!(
-        line(sys::__NR_futex, [0x1000, 128, 2, 0, 0, 0], None),
-        "futex(0x1000, FUTEX_WAIT_PRIVATE, 2, NULL <unfinished ...>"
-    );
-    assert_eq!(
-        trace::resumed(sys::__NR_futex as usize, &[0; 6], memory, Some(Ok(0)), 101),
-        "[pid   101] <... futex resumed>)        = 0"
-    );
+    assert_eq!(line(sys::__NR_futex, [0x1000, 128, 2, 0, 0, 0], None), "futex(0x1000, FUTEX_WAIT_PRIVATE, 2, NULL <unfinished ...>");
+    assert_eq!(trace::resumed(sys::__NR_futex as usize, &[0; 6], memory, Some(Ok(0)), 101), "[pid   101] <... futex resumed>)        = 0");
     memory.write(SCRATCH, &[0x401000_u64, 0x1400_0000, 0x402000, 1 << 9 | 1 << 33]).unwrap();
     assert_eq!(
         line(sys::__NR_rt_sigaction, [34, SCRATCH, 0, 8, 0, 0], Some(Ok(0))),
         "rt_sigaction(SIGRT_2, {sa_handler=0x401000, sa_mask=[USR1 RT_2], sa_flags=SA_RESTORER|SA_RESTART, sa_restorer=0x402000}, NULL, 8) = 0"
     );
     // Pointers that lead nowhere are shown as numbers.
-    assert_eq!(line(sys::__NR_chdir, [0xdead, 0, 0, 0, 0, 0], Some(Err(Errno::FAULT))), "chdir(0xdead)                           = -1 EFAULT (Bad address)");
+    assert_eq!(
+        line(sys::__NR_chdir, [0xdead, 0, 0, 0, 0, 0], Some(Err(Errno::FAULT))),
+        "chdir(0xdead)                           = -1 EFAULT (Bad address)"
+    );
 }
 
 #[test]

@@ -391,8 +391,9 @@ impl ProcessSignals {
         })
     }
 
-    /// What `execve` does: handlers go, ignored signals stay ignored.
+    /// What `execve` does: handlers and POSIX timers go; ignored signals stay ignored and interval timers run on.
     pub fn reset_for_exec(&mut self) {
+        self.timers.forget_posix();
         for action in &mut self.actions {
             let handler = if action.handler == SIG_IGN { SIG_IGN } else { SIG_DFL };
             *action = Action { handler, ..Action::default() };

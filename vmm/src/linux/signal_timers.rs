@@ -133,6 +133,11 @@ impl Timers {
         self.next_generation
     }
 
+    /// Delete all POSIX timers.
+    pub(super) fn forget_posix(&mut self) {
+        self.posix.clear();
+    }
+
     /// The timer with an id that a guest named.
     ///
     /// # Errors

@@ -125,6 +125,7 @@ impl Machine {
             Applied::Done => Came::Back(Kernel::result_of(self.kernel.threads.get_mut(tid).cpu.registers.rax)),
             Applied::Blocked => Came::Blocked,
             Applied::ThreadEnded | Applied::ProcessEnded => Came::Ended,
+            Applied::Execute(_) => panic!("no test runs another program"),
         }
     }
 

@@ -232,7 +232,8 @@ impl Shown<'_> {
             address => format!("{address:#x}"),
         };
         let name = if action.flags & super::signal::flags::SIGINFO != 0 { "sa_sigaction" } else { "sa_handler" };
-        let mut shown = format!("{{{name}={handler}, sa_mask={}, sa_flags={}", signal_set(action.mask), flags(action.flags, ACTION_FLAGS, "0"));
+        let mut shown =
+            format!("{{{name}={handler}, sa_mask={}, sa_flags={}", signal_set(action.mask), flags(action.flags, ACTION_FLAGS, "0"));
         if action.flags & super::signal::flags::RESTORER != 0 {
             let _ = write!(shown, ", sa_restorer={:#x}", action.restorer);
         }
