@@ -5,7 +5,6 @@ use linux_raw_sys::general::{__NR_getrandom, __NR_setdomainname, __NR_sethostnam
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::limits::RW_BYTES_MAX;
-use crate::linux::file::special_text::{KERNEL_RELEASE, KERNEL_VERSION};
 use crate::linux::table::{Arg, Entry, full, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 use crate::memory::Segment;
@@ -19,8 +18,12 @@ pub(super) const ENTRIES: &[Entry] = &[
     partial(__NR_setdomainname, "setdomainname", &[Arg::Path, Arg::Uint], not_permitted, "EPERM, as for a user without privileges"),
 ];
 
+/// What `uname` and /proc say about the kernel: the release is that whose system calls this table follows.
+pub(in crate::linux) const RELEASE: &str = "6.1.0-kvmserver";
+/// See [`RELEASE`].
+pub(in crate::linux) const VERSION: &str = "#1 SMP kvmserver";
 /// Name of the guest's host.
-const HOST_NAME: &str = "kvmserver";
+pub(in crate::linux) const HOST_NAME: &str = "kvmserver";
 
 fn not_permitted(_call: &mut Call<'_>) -> Answer {
     Err(Errno::PERM)
@@ -30,7 +33,7 @@ fn not_permitted(_call: &mut Call<'_>) -> Answer {
 fn uname(call: &mut Call<'_>) -> Answer {
     const FIELD: usize = 65;
     let mut answer = [0_u8; 6 * FIELD];
-    let fields = ["Linux", HOST_NAME, KERNEL_RELEASE, KERNEL_VERSION, "x86_64", "(none)"];
+    let fields = ["Linux", HOST_NAME, RELEASE, VERSION, "x86_64", "(none)"];
     for (place, text) in answer.chunks_exact_mut(FIELD).zip(fields) {
         for (to, from) in place.iter_mut().zip(text.bytes()) {
             *to = from;
