@@ -72,7 +72,7 @@ class Snapshot:
 
         ``config`` is the JSON of a ServeConfig: ``{"threads": 2, "ephemeral": true, "verify_reset": false,
         "max_request_time_ns": ..., "max_request_memory": ..., "limit_request_memory": ..., "hot_pages": 1024,
-        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0}``.
+        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0, "prime": ["GET / HTTP/1.1\r\n..."]}``.
 
         ``control_fd`` is a SOCK_STREAM socket that carries one JSON object a line, both ways. To the worker:
         ``{"do": "drain"}``, ``{"do": "stats"}``. From the worker: ``{"event": "ready", "worker": 0}``,

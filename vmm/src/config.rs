@@ -80,4 +80,8 @@ pub struct ServeConfig {
     pub control_fd: i32,
     /// The worker's number, for its messages.
     pub worker: u32,
+    /// Requests that each VM answers in memory before it serves, one character a byte: they show which pages every request
+    /// writes.
+    #[serde(default)]
+    pub prime: Vec<String>,
 }

@@ -14,7 +14,7 @@ use rustix::net::SocketFlags;
 use super::connection::{Connection, Progress, REQUEST_BUFFER};
 use super::control::{Command, Control};
 use super::http1::{self, Body, Request};
-use super::request::Exchange;
+use super::request::{Exchange, run_in_memory};
 use crate::config::ServeConfig;
 use crate::linux::clock::host_monotonic;
 use crate::linux::file::FileId;
@@ -237,6 +237,7 @@ impl<'a> Thread<'a> {
     fn run(shared: &'a Shared<'a>) -> Result<(), ServeError> {
         let (sandbox, kicker) = Self::fork(shared)?;
         let mut thread = Self { shared, sandbox, kicker };
+        thread.prime()?;
         if shared.forked.fetch_add(1, Ordering::AcqRel) + 1 == shared.config.threads {
             shared.control.ready();
         }
@@ -255,6 +256,22 @@ impl<'a> Thread<'a> {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Let the VM answer a few requests in memory, so that it knows its hot pages before the first client comes.
+    fn prime(&mut self) -> Result<(), ServeError> {
+        let Some(listener) = self.shared.listeners.first().map(|listener| listener.id) else { return Ok(()) };
+        for request in &self.shared.config.prime {
+            let bytes: Vec<u8> = request.chars().filter_map(|character| u8::try_from(u32::from(character)).ok()).collect();
+            let deadline = host_monotonic().saturating_add(self.shared.config.max_request_time_ns);
+            let (_, end) = run_in_memory(&mut self.sandbox, &self.kicker, listener, &bytes, deadline);
+            if end != RunEnd::Responded {
+                self.report(&end);
+            }
+            self.reset()?;
+            self.sandbox.counters = RunCounters::default();
         }
         Ok(())
     }
