@@ -173,7 +173,7 @@ static void break_line(void)
     memset(start, 6, 100 * PAGE);
     CHECK("brk shrinks", sbrk(-90 * PAGE) != (void *)-1 && start[10 * PAGE - 1] == 6 && sbrk(0) == start + 10 * PAGE);
     CHECK("what it gave up is zero when it comes back", sbrk(90 * PAGE) != (void *)-1 && is_zero(start + 10 * PAGE, 90 * PAGE));
-    CHECK("an impossible break leaves it where it was", syscall(SYS_brk, -1) == (long)(start + 100 * PAGE));
+    CHECK("an impossible break leaves it where it was", syscall(SYS_brk, -1l) == (long)(start + 100 * PAGE));
     CHECK("brk(0) asks", syscall(SYS_brk, 0) == (long)(start + 100 * PAGE));
     CHECK("brk back", brk(start) == 0 && sbrk(0) == start);
 }
