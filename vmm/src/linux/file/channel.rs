@@ -31,6 +31,8 @@ pub struct Channel {
     pub writers: u32,
     /// The host holds one side by this channel's id: it stays even when both sides have ended.
     pub held: bool,
+    /// The connection whose reading side it is has been accepted.
+    pub accepted: bool,
     /// The reader takes nothing more (`shutdown(SHUT_RD)` of a unix socket), though it may still read what is here.
     pub refused: bool,
     /// Counts arrivals of data.

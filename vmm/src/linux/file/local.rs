@@ -172,6 +172,8 @@ pub struct EventFd {
     pub count: u64,
     /// EFD_SEMAPHORE: a read takes 1.
     pub semaphore: bool,
+    /// What the last writer that had to wait wants to add.
+    refused: u64,
     arrivals: u64,
     room: u64,
 }
@@ -180,7 +182,7 @@ impl EventFd {
     /// A counter that begins at `count`.
     #[must_use]
     pub const fn new(count: u64, semaphore: bool) -> Self {
-        Self { count, semaphore, arrivals: 0, room: 0 }
+        Self { count, semaphore, refused: 0, arrivals: 0, room: 0 }
     }
 
     /// Take the count, or 1 of it; `None` while it is 0.
@@ -209,13 +211,21 @@ impl EventFd {
                 self.arrivals = self.arrivals.wrapping_add(1);
                 Ok(true)
             }
-            _ => Ok(false),
+            _ => {
+                self.refused = value;
+                Ok(false)
+            }
         }
     }
 
+    /// What a writer that was refused waits for: room for its value, which POLLOUT (room for 1) does not promise.
+    pub const ROOM_FOR_REFUSED: PollEvents = PollEvents::WRBAND;
+
     /// What `poll(2)` says of it.
     pub(super) fn readiness(&self) -> Readiness {
-        let events = flag(self.count > 0, PollEvents::IN) | flag(self.count < u64::MAX - 1, PollEvents::OUT);
+        let fits = self.refused > 0 && self.count.checked_add(self.refused).is_some_and(|count| count < u64::MAX);
+        let events =
+            flag(self.count > 0, PollEvents::IN) | flag(self.count < u64::MAX - 1, PollEvents::OUT) | flag(fits, Self::ROOM_FOR_REFUSED);
         Readiness { events, arrivals: self.arrivals, room: self.room }
     }
 }
@@ -253,7 +263,7 @@ mod tests {
         assert_eq!(event.add(1), Ok(false));
         assert_eq!(event.add(0), Ok(true));
         assert_eq!(event.take(), Some(u64::MAX - 1));
-        assert_eq!(event.readiness().events, PollEvents::OUT);
+        assert_eq!(event.readiness().events - EventFd::ROOM_FOR_REFUSED, PollEvents::OUT);
     }
 
     #[test]

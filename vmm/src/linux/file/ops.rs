@@ -6,7 +6,7 @@ use linux_raw_sys::general::SIGPIPE;
 use linux_raw_sys::net as raw;
 
 use super::channel::ChannelId;
-use super::local::{PairEnd, Side};
+use super::local::{EventFd, PairEnd, Side};
 use super::socket_address::{Address, Family, Kind};
 use super::{Errno, File, FileId, Files, PollEvents};
 use crate::limits::{PIPE_ATOMIC_BYTES, RW_BYTES_MAX};
@@ -160,6 +160,8 @@ pub fn send(call: &mut Call<'_>, file: FileId, segments: &[Segment], flags: Send
 struct Source {
     channel: ChannelId,
     message: bool,
+    /// MSG_TRUNC on a TCP socket throws bytes away (`tcp(7)`).
+    discard: bool,
     ended: bool,
     timeout: u64,
     nonblocking: bool,
@@ -175,11 +177,19 @@ impl Source {
             }
             let channel = files.channels.get(pipe.channel)?;
             let message = !channel.messages.is_empty();
-            return Ok(Self { channel: pipe.channel, message, ended: channel.writers == 0, timeout: 0, nonblocking });
+            return Ok(Self { channel: pipe.channel, message, discard: false, ended: channel.writers == 0, timeout: 0, nonblocking });
         }
         let end = slot.file.pair().ok_or(Errno::INVAL)?;
         let ended = end.at_end(files.channels.get(end.incoming)?);
-        Ok(Self { channel: end.incoming, message: end.is_message(), ended, timeout: end.base.options.receive_timeout, nonblocking })
+        let discard = flags.contains(RecvFlags::TRUNC) && end.base.family != Family::Unix;
+        Ok(Self {
+            channel: end.incoming,
+            message: end.is_message(),
+            discard,
+            ended,
+            timeout: end.base.options.receive_timeout,
+            nonblocking,
+        })
     }
 }
 
@@ -190,7 +200,7 @@ fn receive_channel(call: &mut Call<'_>, file: FileId, segments: &[Segment], flag
     }
     let wanted = total_length(segments);
     let before = call.progress.min(wanted);
-    let done = match take_bytes(call, source.channel, segments, wanted - before, flags) {
+    let done = match take_bytes(call, &source, segments, wanted - before, flags) {
         Ok(count) => before.saturating_add(count as u64),
         Err(_) if before > 0 => return Ok(Step::Done(Received::bytes(before))),
         Err(errno) => return Err(errno),
@@ -215,12 +225,13 @@ fn receive_channel(call: &mut Call<'_>, file: FileId, segments: &[Segment], flag
 }
 
 /// Copy from a channel to the guest, after what earlier attempts have stored.
-fn take_bytes(call: &mut Call<'_>, id: ChannelId, segments: &[Segment], most: u64, flags: RecvFlags) -> Result<usize, Errno> {
-    let channel = call.kernel.files.channels.get(id)?;
+fn take_bytes(call: &mut Call<'_>, source: &Source, segments: &[Segment], most: u64, flags: RecvFlags) -> Result<usize, Errno> {
+    let channel = call.kernel.files.channels.get(source.channel)?;
     let (front, back) = channel.front(usize::try_from(most).unwrap_or(usize::MAX));
-    let count = scatter_both(call.space.memory(), segments, call.progress, front, back)?;
+    let count =
+        if source.discard { front.len() + back.len() } else { scatter_both(call.space.memory(), segments, call.progress, front, back)? };
     if count > 0 && !flags.contains(RecvFlags::PEEK) {
-        call.kernel.files.channel(id)?.consume(count);
+        call.kernel.files.channel(source.channel)?.consume(count);
     }
     Ok(count)
 }
@@ -478,7 +489,11 @@ fn send_event(call: &mut Call<'_>, file: FileId, segments: &[Segment]) -> Result
         call.kernel.files.changes += 1;
         return Ok(Step::Done(8));
     }
-    if nonblocking { Err(Errno::AGAIN) } else { wait_for(call, file, PollEvents::OUT, 0) }
+    if nonblocking {
+        return Err(Errno::AGAIN);
+    }
+    let on = WaitFor::Files(vec![(file, EventFd::ROOM_FOR_REFUSED)]);
+    Ok(Step::Block(Wait { on, deadline: None, restart: Restart::IfAsked }))
 }
 
 impl Call<'_> {
@@ -495,6 +510,10 @@ impl Files {
     pub fn readable_bytes(&self, file: FileId) -> Option<usize> {
         let slot = self.get(file).ok()?;
         let id = match &slot.file {
+            File::Socket(socket) => {
+                let count = socket.host.as_ref().map_or(Ok(0), rustix::io::ioctl_fionread).ok()?;
+                return usize::try_from(count).ok();
+            }
             File::Pipe(pipe) => pipe.channel,
             other => other.pair().map(|end: &PairEnd| end.incoming)?,
         };

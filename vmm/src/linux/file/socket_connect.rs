@@ -2,7 +2,7 @@
 
 use super::local::PairEnd;
 use super::ops::{Step, wait_for};
-use super::socket::{Progress, Socket, connect_host};
+use super::socket::{Progress, Socket, connect_host, host_events};
 use super::socket_address::{Address, Family, Kind, Named};
 use super::socket_base::SocketBase;
 use super::{Errno, File, FileId, PollEvents, socket_path};
@@ -164,6 +164,12 @@ fn go_on(call: &mut Call<'_>, file: FileId) -> Result<Step<()>, Errno> {
     if socket.is_connected() {
         // A blocked call reports its success; a new one on a connection that came about by itself does too, once, as on Linux.
         return Ok(Step::Done(()));
+    }
+    if host_events(&*socket.host()?).contains(PollEvents::HUP) {
+        // It has failed, and another call has already taken the reason.
+        socket.progress = Progress::Fresh;
+        socket.host = None;
+        return Err(Errno::CONNABORTED);
     }
     in_progress(call, file, if first { Errno::ALREADY } else { Errno::INPROGRESS })
 }

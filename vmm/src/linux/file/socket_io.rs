@@ -185,6 +185,8 @@ pub(super) fn send(
     let sent = send_once(call, &open, &behind(segments, before), &destination, flags.contains(SendFlags::MORE));
     let done = match sent {
         Ok(count) => before.saturating_add(count),
+        // The peer's queue is full; the host's socket never says when it has room, so nobody can wait for it.
+        Err(Errno::AGAIN) if matches!(destination, Destination::Unix(_)) && !open.nonblocking => return Err(Errno::NOBUFS),
         Err(Errno::AGAIN) => before,
         Err(_) if before > 0 => return Ok(Step::Done(before)),
         Err(Errno::PIPE) => return Err(broken_pipe(call, flags)),

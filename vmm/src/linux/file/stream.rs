@@ -120,21 +120,9 @@ impl Files {
         }
         let Some(pending) = listener.queue.pop_front() else { return Ok(None) };
         let base = listener.base.accepted(pending.local, pending.peer);
+        self.channels.get_mut(pending.incoming)?.accepted = true;
         let end = PairEnd::new(base, pending.incoming, pending.outgoing);
         Ok(Some(if pending.inner { File::Pair(end) } else { File::Stream(Stream { end }) }))
-    }
-
-    /// Put back a connection that could not be given a descriptor.
-    pub fn requeue(&mut self, listener: FileId, file: File) {
-        let (end, inner) = match file {
-            File::Pair(end) => (end, true),
-            File::Stream(stream) => (stream.end, false),
-            _ => return,
-        };
-        if let Ok(listener) = self.listener(listener) {
-            let pending = Pending { incoming: end.incoming, outgoing: end.outgoing, peer: end.base.peer, local: end.base.local, inner };
-            listener.queue.push_front(pending);
-        }
     }
 
     /// Nobody will accept what waits: the clients see their connections reset.

@@ -167,13 +167,12 @@ impl Kernel {
     /// What has become of the stream.
     #[must_use]
     pub fn stream_status(&self, handle: StreamHandle) -> StreamStatus {
-        let queued = |slot: &super::Slot| matches!(&slot.file, File::Listener(listener) if listener.queue.iter().any(|pending| pending.incoming == handle.incoming));
         let incoming = self.files.channels.get(handle.incoming).ok();
         let outgoing = self.files.channels.get(handle.outgoing).ok();
         let finished = outgoing.is_none_or(|channel| channel.writers == 0);
         let closed = finished && incoming.is_none_or(|channel| channel.readers == 0);
         StreamStatus {
-            accepted: !self.files.iter().any(|(_, slot)| queued(slot)),
+            accepted: incoming.is_some_and(|channel| channel.accepted),
             guest_closed: closed,
             guest_finished: finished,
             output_len: outgoing.map_or(0, |channel| channel.data.len()),

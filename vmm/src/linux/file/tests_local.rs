@@ -201,6 +201,20 @@ fn eventfd_wakes_its_reader() {
 }
 
 #[test]
+fn a_write_that_does_not_fit_into_an_eventfd_sleeps_until_it_does() {
+    let mut machine = Machine::new();
+    let event = machine.ok(__NR_eventfd2, &[0, u64::from(EFD_SEMAPHORE)]);
+    write(&mut machine, event, &(u64::MAX - 11).to_ne_bytes());
+    let thread = machine.thread();
+    let at = machine.put(0, &11_u64.to_ne_bytes());
+    assert_eq!(machine.call_as(thread, __NR_write, &[event, at, 8]), Reply::Sleeps);
+    // POLLOUT is set, and yet this writer must not be woken again and again.
+    assert_eq!(machine.kernel.wait_over(thread, 0), None);
+    assert_eq!(read(&mut machine, event, 8).map(|bytes| bytes.len()), Ok(8));
+    assert_eq!(machine.resume(thread), Reply::Value(8));
+}
+
+#[test]
 fn timerfd_fires_by_itself() {
     let mut machine = Machine::new();
     let timer = machine.ok(__NR_timerfd_create, &[u64::from(CLOCK_MONOTONIC), 0]);

@@ -138,6 +138,17 @@ fn a_stream_takes_what_fits_and_goes_on_when_the_host_has_taken_it() {
 }
 
 #[test]
+fn bytes_of_a_stream_can_be_thrown_away_unseen() {
+    let mut machine = Machine::with_network();
+    let (fd, _) = listener(&mut machine, TCP);
+    let stream = client(&mut machine);
+    let connection = machine.ok(__NR_accept, &[fd, 0, 0]);
+    machine.kernel.stream_push(stream, b"skip this");
+    assert_eq!(machine.ok(__NR_recvfrom, &[connection, 0, 5, u64::from(raw::MSG_TRUNC), 0, 0]), 5);
+    assert_eq!(read(&mut machine, connection), Ok(b"this".to_vec()));
+}
+
+#[test]
 fn which_call_waits_for_clients_is_seen_through_nested_sets() {
     let mut machine = Machine::with_network();
     let (fd, _) = listener(&mut machine, TCP);
