@@ -12,6 +12,7 @@ use super::clock_page::ClockPage;
 use super::image::MemoryImage;
 use super::mirror::Mirror;
 use super::placement::{Blocks, Kind, Wanted};
+use super::restore::KeptPages;
 use super::vma::page_up;
 use super::{Backing, GuestMemory, Protection, Vma, VmaTree};
 use crate::limits::{BLOCK, PAGE, VMAS_MAX};
@@ -90,6 +91,8 @@ pub struct AddressSpace {
     pub(super) touched: Vec<(u64, u64)>,
     stale_blocks: Vec<(u64, u64)>,
     pub(super) clock_page: Option<ClockPage>,
+    /// The written pages that stay mapped, as copies to make at a reset.
+    pub(super) kept: KeptPages,
 }
 
 impl AddressSpace {
@@ -113,6 +116,7 @@ impl AddressSpace {
             touched: Vec::new(),
             stale_blocks: Vec::new(),
             clock_page: None,
+            kept: KeptPages::default(),
         })
     }
 
@@ -598,6 +602,7 @@ impl AddressSpace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Keep;
 
     const RW: Protection = Protection::READ.union(Protection::WRITE);
 
@@ -624,7 +629,7 @@ mod tests {
         fork.discard(data, 1 << 20).unwrap();
         assert_eq!(read(&fork), [0; 6]);
         fork.restore_mappings().unwrap();
-        let (copied, dropped) = fork.restore_pages(|page| page == (data + 5000) / PAGE).unwrap();
+        let (copied, dropped) = fork.restore_pages(Keep::These(&|page| page == (data + 5000) / PAGE)).unwrap();
         assert!(copied == 1 && dropped >= 1, "{copied} {dropped}");
         assert_eq!(read(&fork), b"frozen");
         assert_eq!(fork.memory().read_vec(data + 900_000, 5).unwrap(), [0; 5]);

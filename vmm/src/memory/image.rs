@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use super::address_space::Brk;
 use super::pagemap::Pagemap;
-use super::{AddressSpace, Backing, Protection, Vma, VmaTree, access};
+use super::{AddressSpace, Backing, Protection, Vma, VmaTree};
 use crate::limits::PAGE;
 
 /// Unpopulated gaps below this are filled with zero pages, so that a fork needs few host mappings.
@@ -151,9 +151,7 @@ impl MemoryImage {
 
     /// The frozen content of the page at this address: a pointer to its 4,096 bytes, or `None` where the snapshot holds none.
     fn page(&self, address: u64) -> Option<*const u8> {
-        let index = self.runs.partition_point(|run| run.end <= address);
-        let run = self.runs.get(index).filter(|run| run.start <= address)?;
-        Some(self.pristine.wrapping_add((run.offset + (address - run.start)) as usize))
+        self.piece(address).map(|(pointer, _)| pointer)
     }
 
     /// Copy the frozen bytes at `[address, address + buffer.len())` of one page; zeros where the snapshot holds none.
@@ -180,16 +178,11 @@ impl MemoryImage {
         rustix::fs::fstat(&self.memfd).map(|stat| stat.st_blocks)
     }
 
-    /// Put the page at this address back as the snapshot has it; false where it could not be stored.
-    pub(super) fn restore_page(&self, space: &AddressSpace, address: u64) -> bool {
-        let Ok(to) = space.memory().host_address(address, PAGE) else { return false };
-        let page = PAGE as usize;
-        match self.page(address) {
-            // SAFETY: source is a whole page of the sealed mapping, target a page of the reservation; faults are recovered.
-            Some(from) => unsafe { access::copy(to, from, page) == page },
-            // SAFETY: the target is a page of the reservation; faults are recovered.
-            None => unsafe { access::zero(to, page) == page },
-        }
+    /// The frozen content of a run of pages that begins at this address: a pointer, and how many bytes lie there in one piece.
+    pub(super) fn piece(&self, address: u64) -> Option<(*const u8, u64)> {
+        let index = self.runs.partition_point(|run| run.end <= address);
+        let run = self.runs.get(index).filter(|run| run.start <= address)?;
+        Some((self.pristine.wrapping_add((run.offset + (address - run.start)) as usize), run.end - address))
     }
 }
 
@@ -309,6 +302,7 @@ impl AddressSpace {
             self.mark_stale(start, end);
         }
         if !touched.is_empty() {
+            self.kept.forget();
             let inside = |page: u64| touched.iter().any(|&(start, end)| (start..end).contains(&(page * PAGE)));
             self.memory().dirty_mut().retain(|page| !inside(page));
         }
@@ -323,44 +317,7 @@ impl AddressSpace {
         Ok(touched.len())
     }
 
-    /// Put every written page back: those that `keep` names are copied and stay mapped and in the set, the others are dropped.
-    /// Returns how many were copied and how many dropped.
-    ///
-    /// # Errors
-    ///
-    /// EFAULT where a page could not be restored: the fork has to be thrown away.
-    pub fn restore_pages(&mut self, keep: impl Fn(u64) -> bool) -> Result<(usize, usize), Errno> {
-        let Some(image) = self.image.clone() else { return Ok((0, 0)) };
-        let (mut copied, mut dropped) = (0, Vec::new());
-        for &page in self.memory().dirty().pages() {
-            let page = u64::from(page);
-            if keep(page) && self.restorable(&image, page * PAGE) {
-                if !image.restore_page(self, page * PAGE) {
-                    return Err(Errno::FAULT);
-                }
-                copied += 1;
-            } else {
-                dropped.push(page);
-            }
-        }
-        dropped.sort_unstable();
-        for range in dropped.chunk_by(|a, b| a + 1 == *b) {
-            let (first, last) = (range[0], range[range.len() - 1]);
-            self.drop_pages(first * PAGE, (last + 1) * PAGE)?;
-        }
-        if !dropped.is_empty() {
-            let dropped = &dropped;
-            self.memory().dirty_mut().retain(|page| dropped.binary_search(&page).is_err());
-        }
-        Ok((copied, dropped.len()))
-    }
-
-    /// Whether a page's pristine content is known here: a page of a clean file mapping comes back from the file instead.
-    fn restorable(&self, image: &MemoryImage, address: u64) -> bool {
-        image.holds(address) || self.vmas.find(address).is_some_and(|vma| matches!(vma.backing, Backing::Anonymous))
-    }
-
-    fn drop_pages(&self, start: u64, end: u64) -> Result<(), Errno> {
+    pub(super) fn drop_pages(&self, start: u64, end: u64) -> Result<(), Errno> {
         for vma in self.vmas.overlapping(start, end) {
             if vma.is_private() {
                 self.mirror.discard(vma.start, vma.length())?;

@@ -18,6 +18,7 @@ mod image;
 mod mirror;
 mod pagemap;
 mod placement;
+mod restore;
 mod vma;
 
 pub use access::install_fault_handler;
@@ -26,4 +27,5 @@ pub use dirty::DirtySet;
 pub use guest::{GuestMemory, Segment};
 pub use image::{MemoryImage, Run};
 pub use pagemap::Pagemap;
+pub use restore::Keep;
 pub use vma::{Backing, Protection, Vma, VmaTree};

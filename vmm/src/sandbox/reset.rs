@@ -16,6 +16,7 @@ use super::verify::Skip;
 use super::{RunEnd, Sandbox};
 use crate::limits::PAGE;
 use crate::linux::clock::host_monotonic;
+use crate::memory::Keep;
 
 impl Sandbox {
     /// Return to the snapshot. `limit` is the number of written bytes above which memory is given back instead of copied.
@@ -46,7 +47,9 @@ impl Sandbox {
             self.space.memory().dirty_mut().retain(|page| Some(page) != first.map(u64::from));
         }
         let hot = &self.hot;
-        let (copied, dropped) = self.space.restore_pages(|page| keep && hot.is_hot(page))?;
+        let is_hot = |page| hot.is_hot(page);
+        let (copied, dropped) =
+            self.space.restore_pages(if keep && plan == Plan::CopyHot { Keep::These(&is_hot) } else { Keep::Nothing })?;
         (self.counters.copied_pages, self.counters.dropped_pages) = (copied as u64, dropped as u64);
         let fds = self.kernel.process.fds.clone();
         self.kernel.clone_from(&frozen.kernel);

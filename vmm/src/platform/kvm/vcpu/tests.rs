@@ -1,7 +1,7 @@
 //! The platform alone: a few instructions in a guest without a kernel.
 
 use super::*;
-use crate::memory::{Backing, MapRequest, MemoryImage, Placement, Protection};
+use crate::memory::{Backing, Keep, MapRequest, MemoryImage, Placement, Protection};
 use crate::platform::{FaultKind, MemoryFault};
 
 const RW: Protection = Protection::READ.union(Protection::WRITE);
@@ -119,7 +119,7 @@ fn a_fork_reports_the_pages_it_writes_and_keeps_the_snapshot_clean() {
             [0, 7, 63].into(),
             "{round}"
         );
-        fork.restore_pages(|page| page != data / PAGE + 63).unwrap();
+        fork.restore_pages(Keep::These(&|page| page != data / PAGE + 63)).unwrap();
         assert_eq!(fork.memory().read_vec(data, 6).unwrap(), b"frozen");
         assert_eq!(fork.memory().read_vec(data + 63 * PAGE, 1).unwrap(), [0]);
         if round % 10 == 0 {
