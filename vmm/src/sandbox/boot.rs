@@ -160,6 +160,10 @@ impl Sandbox {
         }
         let polls = self.kernel.host_polls();
         let next = self.kernel.next_deadline().map(|next| self.kernel.clock.to_host(next));
+        // A timer may have expired since the sleepers were looked at: it is no deadline any more, and not a deadlock.
+        if self.kernel.wake_sleepers(self.kernel.clock.monotonic()) {
+            return Ok(vec![PollFlags::empty(); others.len()]);
+        }
         if polls.is_empty() && next.is_none() && others.is_empty() && self.frozen.is_none() {
             return Err(RunEnd::Deadlocked { detail: self.describe(tid) });
         }
