@@ -104,7 +104,9 @@ def test_clients_that_behave_badly_do_no_harm(guests: Guests, kvmserver: Kvmserv
         with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
             if turn % 4 == 0:
                 continue
-            client.sendall([b"", b"GET / HT", b"\x00\xff\r\n\r\n", b"GET /big/5000000 HTTP/1.1\r\n\r\n"][turn % 4])
+            client.sendall(
+                [b"", b"GET / HT", b"\x00\xff\r\n\r\n", b"GET /big/5000000 HTTP/1.1\r\nHost: x\r\n\r\n"][turn % 4]
+            )
             if turn % 4 == 3:
                 client.recv(10)
     assert ask_often(port, 200, 2) == {"3": 200}

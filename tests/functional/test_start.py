@@ -235,7 +235,7 @@ def test_an_idle_server_ends_at_once(guests: Guests, kvmserver: Kvmserver) -> No
 def test_a_second_signal_ends_at_once(guests: Guests, kvmserver: Kvmserver) -> None:
     port = free_port()
     service = kvmserver.serve([guests.c("failures"), str(port)], port, "--max-request-time", "60")
-    slow = threading.Thread(target=lambda: exchange(port, b"GET /slow/30000 HTTP/1.1\r\n\r\n"), daemon=True)
+    slow = threading.Thread(target=lambda: exchange(port, b"GET /slow/30000 HTTP/1.1\r\nHost: x\r\n\r\n"), daemon=True)
     slow.start()
     time.sleep(0.3)
     service.signal(signal.SIGTERM)
