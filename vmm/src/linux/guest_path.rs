@@ -46,6 +46,15 @@ pub fn below<'a>(prefix: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
     }
 }
 
+/// What a path is called after what was at `from` has moved to `to`; `None` where it does not concern it.
+#[must_use]
+pub fn moved(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
+    match below(from, path)? {
+        b"" => Some(to.to_vec()),
+        rest => Some(join(to, rest)),
+    }
+}
+
 /// Fold empty, `.` and `..` components of an absolute path as text. Only right where no component is a symbolic link.
 #[must_use]
 pub fn fold(path: &[u8]) -> Vec<u8> {

@@ -86,7 +86,12 @@ impl Directory {
     /// The directory that a program starts in. It exists for the guest whether or not it may be read.
     #[must_use]
     pub fn first(grants: &Grants) -> Self {
-        Self { path: guest_path::fold(grants.working_directory()), handle: None }
+        let walker = Walker { grants, process: None };
+        let found = walker.root().and_then(|root| walker.walk_from(root, grants.working_directory(), Last::Follow)?.existing());
+        match found {
+            Ok(Place { path, node: Node::Host(handle, true) }) => Self { path, handle: Some(handle) },
+            _ => Self { path: guest_path::fold(grants.working_directory()), handle: None },
+        }
     }
 }
 
@@ -320,10 +325,8 @@ impl<'a> Walker<'a> {
         if between.iter().any(|name| matches!(name.as_slice(), b"." | b"..") || name.len() > NAME_MAX) {
             return false;
         }
-        let mut way = name.to_vec();
-        for component in between.iter().rev() {
-            way = guest_path::join(&way, component);
-        }
+        let names: Vec<&[u8]> = std::iter::once(name).chain(between.iter().rev().map(Vec::as_slice)).collect();
+        let way = names.join(&b'/');
         let path = guest_path::join(&walk.here.path, &way);
         if self.grants.has_landmark_between(&walk.here.path, &path) {
             return false;

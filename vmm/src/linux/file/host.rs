@@ -8,11 +8,11 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::ReadWriteFlags;
 
 use super::attributes::{Attributes, StatxTime};
-use super::{Errno, PollEvents, Readiness};
+use super::{Errno, File, Files, PollEvents, Readiness};
 use crate::limits::RW_BYTES_MAX;
 use crate::linux::grants::Access;
-use crate::linux::host_path;
 use crate::linux::path::Node;
+use crate::linux::{guest_path, host_path};
 use crate::memory::{GuestMemory, Segment};
 
 /// An open file of the host.
@@ -63,6 +63,13 @@ impl HostFile {
         &self.path
     }
 
+    /// Its name, or that of a directory above it, has changed.
+    pub fn renamed(&mut self, from: &[u8], to: &[u8]) {
+        if let Some(path) = guest_path::moved(&self.path, from, to) {
+            self.path = path.into();
+        }
+    }
+
     /// The path for people: /proc/self/maps, reports.
     #[must_use]
     pub fn name(&self) -> Arc<str> {
@@ -73,6 +80,12 @@ impl HostFile {
     #[must_use]
     pub const fn access(&self) -> Access {
         self.access
+    }
+
+    /// Whether it has no name any more.
+    #[must_use]
+    pub fn is_unlinked(&self) -> bool {
+        rustix::fs::fstat(&self.descriptor).is_ok_and(|status| status.st_nlink == 0)
     }
 
     /// Whether it is a directory.
@@ -176,6 +189,13 @@ impl HostFile {
     }
 }
 
+impl Files {
+    /// All open files of the host.
+    pub fn host_files_mut(&mut self) -> impl Iterator<Item = &mut HostFile> {
+        self.slots.iter_mut().flatten().filter_map(|slot| if let File::Host(file) = &mut slot.file { Some(file) } else { None })
+    }
+}
+
 /// Where a write goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteTo {
@@ -210,14 +230,16 @@ pub fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> 
 ///
 /// # Errors
 ///
-/// As `statx(2)`.
+/// As `fstat(2)`.
 pub fn attributes_of(descriptor: &OwnedFd) -> Result<Attributes, Errno> {
-    let mut attributes = Attributes::from(&rustix::fs::fstat(descriptor)?);
+    Ok(Attributes::from(&rustix::fs::fstat(descriptor)?))
+}
+
+/// When the file that a descriptor names was made, where the file system knows.
+#[must_use]
+pub fn birth_of(descriptor: &OwnedFd) -> Option<StatxTime> {
     let mask = rustix::fs::StatxFlags::BTIME;
-    if let Ok(more) = rustix::fs::statx(descriptor, "", rustix::fs::AtFlags::EMPTY_PATH, mask)
-        && more.stx_mask & linux_raw_sys::general::STATX_BTIME != 0
-    {
-        attributes.born = Some(StatxTime::new(more.stx_btime.tv_sec, more.stx_btime.tv_nsec));
-    }
-    Ok(attributes)
+    let status = rustix::fs::statx(descriptor, "", rustix::fs::AtFlags::EMPTY_PATH, mask).ok()?;
+    let known = status.stx_mask & linux_raw_sys::general::STATX_BTIME != 0;
+    known.then(|| StatxTime::new(status.stx_btime.tv_sec, status.stx_btime.tv_nsec))
 }

@@ -248,6 +248,7 @@ fn descriptor_name(kernel: &Kernel, fd: i32) -> Vec<u8> {
     let Ok(slot) = kernel.files.get(id) else { return Vec::new() };
     let anonymous = |kind: &str| format!("{kind}:[{}]", 1000 + u64::from(id.0)).into_bytes();
     match &slot.file {
+        File::Host(file) if file.is_unlinked() => [file.path(), b" (deleted)"].concat(),
         File::Host(file) => file.path().to_vec(),
         File::Special(file) => file.path().to_vec(),
         File::Console(console) if rustix::termios::isatty(console.descriptor()) => Vec::from(*b"/dev/tty"),

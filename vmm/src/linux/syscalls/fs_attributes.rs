@@ -251,6 +251,12 @@ fn times_of_day(call: &mut Call<'_>, dirfd: i32, path: u64, times: u64) -> Answe
     set_times(call, &place, times)
 }
 
+/// RLIMIT_FSIZE.
+fn check_size(call: &mut Call<'_>, size: u64) -> Result<(), Errno> {
+    let (limit, _) = call.kernel.process.rlimits[abi::RLIMIT_FSIZE as usize];
+    if size > limit { Err(super::io::too_large(call)) } else { Ok(()) }
+}
+
 fn truncate(call: &mut Call<'_>) -> Answer {
     let length = u64::try_from(call.args[1].cast_signed()).map_err(|_| Errno::INVAL)?;
     let path = path_argument(call, call.args[0])?;
@@ -263,6 +269,7 @@ fn truncate(call: &mut Call<'_>) -> Answer {
         _ => return Err(Errno::ACCESS),
     }
     let handle = changeable(call, &place).map_err(|_| Errno::ACCESS)?;
+    check_size(call, length)?;
     let file = host_path::open_object(&handle, OFlags::WRONLY)?;
     rustix::fs::ftruncate(file, length)?;
     Ok(Outcome::OK)
@@ -286,7 +293,9 @@ fn ftruncate(call: &mut Call<'_>) -> Answer {
     if let Some(inode) = writable_memory(call)? {
         return resize_memory(call, inode, length);
     }
-    rustix::fs::ftruncate(writable_file(call, Errno::INVAL)?, length)?;
+    let file = writable_file(call, Errno::INVAL)?;
+    check_size(call, length)?;
+    rustix::fs::ftruncate(file, length)?;
     Ok(Outcome::OK)
 }
 
@@ -323,6 +332,7 @@ fn fallocate(call: &mut Call<'_>) -> Answer {
         Err(Errno::BADF) if !matches!(call.kernel.files.get(call.file(0)?)?.file, File::Host(_)) => return Err(Errno::NODEV),
         file => file?,
     };
+    check_size(call, offset.saturating_add(length))?;
     rustix::fs::fallocate(file, FallocateFlags::from_bits_retain(call.uint(1)), offset, length)?;
     Ok(Outcome::OK)
 }

@@ -12,7 +12,7 @@ use crate::linux::file::special::{Node as SpecialNode, SHM};
 use crate::linux::grants::Grants;
 use crate::linux::path::{AT_FDCWD, Found, Last, Node, Place, Walker};
 use crate::linux::table::{Arg, Entry, full, partial};
-use crate::linux::{Answer, Call, Errno, Outcome, host_path};
+use crate::linux::{Answer, Call, Errno, Kernel, Outcome, guest_path, host_path};
 
 /// The rows of this family.
 pub(super) const ENTRIES: &[Entry] = &[
@@ -213,10 +213,24 @@ fn move_name(call: &mut Call<'_>, from: (i32, u64), to: (i32, u64), flags: u32) 
         return Ok(Outcome::OK);
     }
     may_move(&call.kernel.grants, moved, &target.path(), exchange)?;
+    let (old_path, new_path) = (moved.path.clone(), target.path());
     let (source, target) = (spot(call, source, &old)?, spot(call, target, &new)?);
     let flags = RenameFlags::from_bits_retain(flags);
     rustix::fs::renameat_with(&source.directory, source.name.as_slice(), &target.directory, target.name.as_slice(), flags)?;
+    if !exchange && old_path != new_path {
+        follow_rename(call.kernel, &old_path, &new_path);
+    }
     Ok(Outcome::OK)
+}
+
+/// Open files and the working directory keep their identity and learn their new names.
+fn follow_rename(kernel: &mut Kernel, from: &[u8], to: &[u8]) {
+    if let Some(path) = guest_path::moved(&kernel.process.cwd.path, from, to) {
+        kernel.process.cwd.path = path;
+    }
+    for file in kernel.files.host_files_mut() {
+        file.renamed(from, to);
+    }
 }
 
 /// Moving must not make readable what was not; a directory that has rights of its own further down stays where it is.

@@ -259,7 +259,7 @@ fn open_unnamed(call: &mut Call<'_>, directory: Place, how: How) -> Result<FileI
     let descriptor = rustix::fs::openat(handle, ".", flags, Mode::from_bits_retain(wanted))?;
     restore_mode(call, &descriptor, wanted)?;
     let inode = rustix::fs::fstat(&descriptor)?.st_ino;
-    let path = guest_path::join(&directory.path, format!("#{inode} (deleted)").as_bytes());
+    let path = guest_path::join(&directory.path, format!("#{inode}").as_bytes());
     add_host(call, descriptor, &path, how)
 }
 

@@ -30,6 +30,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     full(abi::__NR_fstatfs, "fstatfs", &[Arg::Fd, Arg::Pointer], fstatfs),
 ];
 
+const TERMINAL: &[u8] = b"/dev/tty";
 const PROC_MAGIC: i64 = 0x9fa0;
 const SYSFS_MAGIC: i64 = 0x6265_6572;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -73,6 +74,10 @@ fn attributes_of_file(kernel: &Kernel, id: FileId) -> Result<Attributes, Errno> 
     let mode = match &slot.file {
         File::Host(file) => return file.attributes(),
         File::Special(file) => return Ok(special::attributes(kernel, file.path(), file.node())),
+        // The terminal is /dev/tty to the guest, under whichever descriptor (`ttyname(3)` compares the two).
+        File::Console(console) if rustix::termios::isatty(console.descriptor()) => {
+            return Ok(special::attributes(kernel, TERMINAL, SpecialNode::Device(special::Device::Terminal)));
+        }
         File::Console(console) => return console.attributes(),
         File::Pipe(_) => 0o010_600,
         File::Event(_) | File::Timer(_) | File::Signal(_) | File::Epoll(_) => 0o600,
@@ -146,9 +151,14 @@ fn statx(call: &mut Call<'_>) -> Answer {
     }
     let path = optional_path(call, call.args[1], flags)?;
     let found = if path.is_empty() && flags & abi::AT_EMPTY_PATH != 0 && call.int(0) != AT_FDCWD {
-        attributes_of_file(call.kernel, call.file(0)?)
+        let id = call.file(0)?;
+        let born = if let File::Host(file) = &call.kernel.files.get(id)?.file { host::birth_of(file.descriptor()) } else { None };
+        attributes_of_file(call.kernel, id).map(|attributes| Attributes { born, ..attributes })
     } else {
-        place_at(call, call.int(0), &path, flags).and_then(|place| attributes(call.kernel, &place))
+        place_at(call, call.int(0), &path, flags).and_then(|place| {
+            let born = if let Node::Host(handle, _) | Node::HostLink(handle, _) = &place.node { host::birth_of(handle) } else { None };
+            Ok(Attributes { born, ..attributes(call.kernel, &place)? })
+        })
     };
     match found {
         Ok(attributes) => write_out(call, call.args[4], &attributes.to_statx()),

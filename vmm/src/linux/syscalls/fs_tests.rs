@@ -386,6 +386,55 @@ fn copies_pass_by_the_program() {
 }
 
 #[test]
+fn names_that_come_and_go() {
+    let place = Place::new();
+    let mut guest = Guest::new(&place, true, true);
+    // A file without a name gets one.
+    let fd = guest.open(".", abi::O_TMPFILE | abi::O_RDWR).expect("made");
+    assert_eq!(guest.write(fd, b"unnamed"), Ok(7));
+    let (link, name) = (guest.path(&format!("/proc/self/fd/{fd}")), guest.path("named"));
+    assert_eq!(guest.call(abi::__NR_linkat, &[CWD, link, CWD, name, u64::from(abi::AT_SYMLINK_FOLLOW)]), Ok(0));
+    assert_eq!(std::fs::read_to_string(place.0.join("named")).expect("file"), "unnamed");
+    // The working directory and open files follow a rename.
+    let old = guest.path("old");
+    guest.call(abi::__NR_mkdir, &[old, 0o777]).expect("made");
+    let inside = guest.open("old/file", CREATE).expect("made");
+    let here = guest.path("old");
+    guest.call(abi::__NR_chdir, &[here]).expect("changed");
+    let (from, to) = (guest.path(&format!("{}/old", place.text())), guest.path(&format!("{}/new", place.text())));
+    assert_eq!(guest.call(abi::__NR_rename, &[from, to]), Ok(0));
+    let buffer = guest.buffer();
+    guest.call(abi::__NR_getcwd, &[buffer, 4096]).expect("named");
+    assert_eq!(guest.space.memory().read_string(buffer, 4096), Ok(format!("{}/new", place.text()).into_bytes()));
+    let link = guest.path(&format!("/proc/self/fd/{inside}"));
+    let text = |guest: &Guest, count: u64| {
+        String::from_utf8(guest.space.memory().read_vec(guest.buffer(), count as usize).expect("memory")).expect("text")
+    };
+    let count = guest.call(abi::__NR_readlink, &[link, buffer, 4096]).expect("link");
+    assert_eq!(text(&guest, count), format!("{}/new/file", place.text()));
+    let path = guest.path("file");
+    assert_eq!(guest.call(abi::__NR_unlink, &[path]), Ok(0));
+    let count = guest.call(abi::__NR_readlink, &[link, buffer, 4096]).expect("link");
+    assert_eq!(text(&guest, count), format!("{}/new/file (deleted)", place.text()));
+    // A directory that has gone has no name.
+    assert_eq!(guest.call(abi::__NR_rmdir, &[to]), Ok(0));
+    assert_eq!(guest.call(abi::__NR_getcwd, &[buffer, 4096]), Err(Errno::NOENT));
+    assert_eq!(guest.open("x", CREATE), Err(Errno::NOENT));
+}
+
+#[test]
+fn file_sizes_have_a_limit() {
+    let place = Place::new();
+    let mut guest = Guest::new(&place, true, true);
+    guest.kernel.process.rlimits[abi::RLIMIT_FSIZE as usize].0 = 5;
+    let fd = guest.open("file", CREATE).expect("made");
+    assert_eq!(guest.write(fd, b"abcdefgh"), Ok(5));
+    assert_eq!(guest.write(fd, b"x"), Err(Errno::FBIG));
+    assert_eq!(guest.call(abi::__NR_ftruncate, &[fd, 6]), Err(Errno::FBIG));
+    assert_eq!(guest.call(abi::__NR_ftruncate, &[fd, 4]), Ok(0));
+}
+
+#[test]
 fn t1_t15_bad_lengths_and_pointers_are_answered() {
     let place = Place::new();
     std::fs::write(place.0.join("file"), "abcdef").expect("file");

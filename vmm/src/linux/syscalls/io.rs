@@ -4,7 +4,7 @@ use linux_raw_sys::general as abi;
 use rustix::fs::SeekFrom;
 
 use crate::limits::{RW_BYTES_MAX, SHM_BYTES_MAX};
-use crate::linux::file::host::WriteTo;
+use crate::linux::file::host::{HostFile, WriteTo};
 use crate::linux::file::ops::{self, RecvFlags, SendFlags};
 use crate::linux::file::shm::InodeId;
 use crate::linux::file::special::{Node as SpecialNode, SpecialFile};
@@ -219,6 +219,7 @@ fn read_special(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At) -
 
 fn transfer_out(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At, append: bool) -> Answer {
     let (kernel, memory) = (&mut *call.kernel, call.space.memory());
+    let (size_limit, _) = kernel.process.rlimits[abi::RLIMIT_FSIZE as usize];
     let slot = kernel.files.get_mut(id)?;
     let append = append || slot.flags & abi::O_APPEND != 0;
     match &mut slot.file {
@@ -229,7 +230,8 @@ fn transfer_out(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At, a
                 At::Offset(offset) => WriteTo::Offset(offset),
                 At::Current => WriteTo::Offset(file.position),
             };
-            let count = file.write_at(memory, segments, 0, to)?;
+            let Some(segments) = within_size_limit(file, segments, to, size_limit)? else { return Err(too_large(call)) };
+            let count = file.write_at(memory, &segments, 0, to)?;
             match (at, to) {
                 (At::Current, WriteTo::Offset(offset)) => file.position = offset.saturating_add(count as u64),
                 (At::Current, WriteTo::End) if count > 0 => file.position = file.size()?,
@@ -249,6 +251,30 @@ fn transfer_out(call: &mut Call<'_>, id: FileId, segments: &[Segment], at: At, a
         _ if at != At::Current => Err(Errno::SPIPE),
         _ => ops::write_stream_like(call, id, segments, SendFlags::empty()),
     }
+}
+
+/// The segments cut to what RLIMIT_FSIZE leaves room for; `None` where it leaves none.
+fn within_size_limit(file: &HostFile, segments: &[Segment], to: WriteTo, limit: u64) -> Result<Option<Vec<Segment>>, Errno> {
+    if limit == u64::MAX {
+        return Ok(Some(segments.to_vec()));
+    }
+    let offset = if let WriteTo::Offset(offset) = to { offset } else { file.size()? };
+    let mut room = limit.saturating_sub(offset);
+    if room == 0 && segments.iter().any(|segment| segment.length > 0) {
+        return Ok(None);
+    }
+    let cut = segments.iter().map(|segment| {
+        let length = segment.length.min(room);
+        room -= length;
+        Segment { address: segment.address, length }
+    });
+    Ok(Some(cut.collect()))
+}
+
+/// SIGXFSZ for the caller, and EFBIG.
+pub(super) fn too_large(call: &mut Call<'_>) -> Errno {
+    call.kernel.send_thread_signal(call.tid, abi::SIGXFSZ as i32);
+    Errno::FBIG
 }
 
 fn write_special(call: &mut Call<'_>, file: &SpecialFile, segments: &[Segment]) -> Answer {
