@@ -11,6 +11,8 @@ pub enum Applied {
     Done,
     /// The process is to run another program; if that fails, the call has to be given its errno.
     Execute(Box<Execute>),
+    /// A signal came while the thread slept: it will make the call again after the handler.
+    Restarted,
     /// The thread sleeps.
     Blocked,
     /// The thread is no more.
@@ -84,7 +86,9 @@ impl Kernel {
                     // The instruction is made again after the handler: two bytes back to `syscall`, with its number.
                     let registers = &mut self.threads.get_mut(tid).cpu.registers;
                     registers.rip = registers.rip.wrapping_sub(2);
-                    number as u64
+                    registers.rax = number as u64;
+                    self.threads.get_mut(tid).state = State::Runnable;
+                    return Applied::Restarted;
                 } else {
                     error_value(Errno::INTR)
                 }

@@ -84,6 +84,12 @@ impl FutexTable {
         self.waiters.iter().any(|waiter| waiter.tid == tid)
     }
 
+    /// Whether a thread is in the queue of a lock.
+    #[must_use]
+    pub fn wants_lock(&self, tid: Tid) -> bool {
+        self.waiters.iter().any(|waiter| waiter.tid == tid && waiter.kind == WaiterKind::Lock)
+    }
+
     /// How many threads are queued.
     #[must_use]
     pub fn len(&self) -> usize {

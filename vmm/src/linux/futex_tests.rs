@@ -315,3 +315,21 @@ fn the_end_of_a_thread_wakes_its_joiner_and_the_waiters_of_its_mutexes() {
     assert_eq!(machine.peek::<u32>(first + 16), sys::FUTEX_WAITERS | sys::FUTEX_OWNER_DIED);
     assert_eq!(machine.peek::<u32>(second + 16), sys::FUTEX_OWNER_DIED);
 }
+
+#[test]
+fn a_lock_is_waited_for_again_after_any_handler() {
+    let mut machine = Machine::new();
+    let thread = machine.thread();
+    machine.poke(MEMORY + 0x600, &[0x40_1000_u64, 0x0400_0000, 0x40_2000, 0]);
+    assert_eq!(machine.main(sys::__NR_rt_sigaction, &[10, MEMORY + 0x600, 0, 8]), Ok(0));
+    assert_eq!(main(&mut machine, WORD, sys::FUTEX_LOCK_PI, &[0, 0]), Ok(0));
+    assert_eq!(futex(&mut machine, thread, WORD, sys::FUTEX_LOCK_PI, &[0, 0]), Came::Blocked);
+    let rip = machine.kernel.threads.get_mut(thread).cpu.registers.rip;
+    machine.kernel.send_thread_signal(thread, 10);
+    machine.look(thread);
+    assert_eq!(machine.kernel.threads.get_mut(thread).cpu.registers.rip, rip.wrapping_sub(2));
+    // A waiter that has been moved to the lock is told that the condition is another one now.
+    assert_eq!(futex(&mut machine, thread, OTHER, sys::FUTEX_WAIT_REQUEUE_PI, &[0, 0, WORD, u64::MAX]), Came::Blocked);
+    assert_eq!(main(&mut machine, OTHER, sys::FUTEX_CMP_REQUEUE_PI, &[1, 9, WORD, 0]), Ok(1));
+    assert_eq!(machine.look(thread), Came::Back(Err(Errno::AGAIN)));
+}

@@ -136,6 +136,8 @@ pub enum Restart {
     Never,
     /// The call is made again after a handler with SA_RESTART.
     IfAsked,
+    /// The call is made again after any handler: programs do not expect EINTR of it (the locks of `futex(2)`).
+    Always,
 }
 
 /// What a thread waits for.

@@ -597,7 +597,11 @@ impl Kernel {
     #[must_use]
     pub fn call_restarts(&self, tid: Tid, restart: Restart) -> bool {
         match self.next_action(tid) {
-            Some((_, action)) if action.handler != SIG_DFL => restart == Restart::IfAsked && action.flags & flags::RESTART != 0,
+            Some((_, action)) if action.handler != SIG_DFL => match restart {
+                Restart::Never => false,
+                Restart::IfAsked => action.flags & flags::RESTART != 0,
+                Restart::Always => true,
+            },
             _ => true,
         }
     }

@@ -122,7 +122,7 @@ impl Machine {
 
     fn came(&mut self, tid: Tid, applied: Applied) -> Came {
         match applied {
-            Applied::Done => Came::Back(Kernel::result_of(self.kernel.threads.get_mut(tid).cpu.registers.rax)),
+            Applied::Done | Applied::Restarted => Came::Back(Kernel::result_of(self.kernel.threads.get_mut(tid).cpu.registers.rax)),
             Applied::Blocked => Came::Blocked,
             Applied::ThreadEnded | Applied::ProcessEnded => Came::Ended,
             Applied::Execute(_) => panic!("no test runs another program"),

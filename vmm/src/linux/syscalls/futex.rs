@@ -82,7 +82,7 @@ fn deadline(call: &Call<'_>, timeout: u64, relative: bool, realtime: bool) -> Re
 }
 
 /// What a thread that has been queued answers when it is looked at again, or that it sleeps on.
-fn queued(call: &mut Call<'_>, deadline: Option<MonotonicNs>, lock: bool) -> Answer {
+fn queued(call: &mut Call<'_>, deadline: Option<MonotonicNs>, restart: Restart) -> Answer {
     if let Some(answer) = call.kernel.futex_take_wake(call.tid) {
         return Ok(Outcome::Return(u64::from(answer)));
     }
@@ -94,9 +94,6 @@ fn queued(call: &mut Call<'_>, deadline: Option<MonotonicNs>, lock: bool) -> Ans
         Attempt::Interrupted => call.kernel.futexes.remove(call.tid),
         Attempt::First | Attempt::Woken => {}
     }
-    // A lock goes on waiting after a handler whatever its flags (ERESTARTNOINTR): its timeout is absolute. Other waits with a
-    // timeout fail.
-    let restart = if deadline.is_none() || lock { Restart::IfAsked } else { Restart::Never };
     Ok(Outcome::Block(Wait { on: WaitFor::Futex, deadline, restart }))
 }
 
@@ -117,7 +114,8 @@ fn wait(call: &mut Call<'_>, deadline: Option<MonotonicNs>, bitset: u32) -> Answ
         }
         enqueue(call, key, call.args[0], bitset, WaiterKind::Plain);
     }
-    queued(call, deadline, false)
+    // A wait with a timeout fails with EINTR whatever the handler's flags say.
+    queued(call, deadline, if deadline.is_none() { Restart::IfAsked } else { Restart::Never })
 }
 
 /// How many a wake of `count` wakes: never fewer than one, as in Linux.
@@ -175,7 +173,7 @@ fn lock(call: &mut Call<'_>, deadline: Option<MonotonicNs>) -> Answer {
         }
         enqueue(call, key, address, BITSET_ANY, WaiterKind::Lock);
     }
-    queued(call, deadline, true)
+    queued(call, deadline, Restart::Always)
 }
 
 fn try_lock(call: &mut Call<'_>) -> Answer {
@@ -212,7 +210,12 @@ fn wait_requeue_lock(call: &mut Call<'_>, deadline: Option<MonotonicNs>, bitset:
         }
         enqueue(call, key, call.args[0], bitset, WaiterKind::Requeue(lock));
     }
-    queued(call, deadline, false)
+    // Once it has been moved to the lock, the condition has changed: the call would answer EAGAIN if it were made again.
+    if call.attempt == Attempt::Interrupted && call.kernel.futexes.wants_lock(call.tid) {
+        call.kernel.futexes.remove(call.tid);
+        return Err(Errno::AGAIN);
+    }
+    queued(call, deadline, Restart::Always)
 }
 
 fn requeue_lock(call: &mut Call<'_>) -> Answer {
@@ -248,7 +251,7 @@ const SIZE_U32: u32 = 2;
 /// `long futex_waitv(struct futex_waitv *waiters, unsigned int nr, unsigned int flags, struct timespec *timeout, clockid_t clockid)`
 fn futex_waitv(call: &mut Call<'_>) -> Answer {
     let deadline = if call.attempt == Attempt::First { start_vector(call)? } else { call.saved_deadline };
-    queued(call, deadline, true)
+    queued(call, deadline, Restart::IfAsked)
 }
 
 fn vector_deadline(call: &Call<'_>) -> Result<Option<MonotonicNs>, Errno> {
