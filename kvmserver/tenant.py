@@ -114,7 +114,8 @@ class Tenant:
             return []
         requests = [WarmupRequest(**request) for request in self._start["warmup"]["requests"]]
         encoded = [warmup.build(request).decode("latin-1") for request in requests]
-        return [encoded[index % len(encoded)] for index in range(max(_PRIME_REQUESTS, len(encoded)))][:_PRIME_REQUESTS_MAX]
+        wanted = min(max(_PRIME_REQUESTS, len(encoded)), _PRIME_REQUESTS_MAX)
+        return [encoded[index % len(encoded)] for index in range(wanted)]
 
     def _report(self, message: Message) -> None:
         self._control.send(message)
