@@ -47,9 +47,9 @@ pub(super) const ENTRIES: &[Entry] = &[
     full(__NR_setsid, "setsid", &[], setsid),
     full(__NR_getrusage, "getrusage", &[Arg::Int, Arg::Pointer], getrusage),
     full(__NR_times, "times", &[Arg::Pointer], times),
-    full(__NR_getrlimit, "getrlimit", &[Arg::Resource, Arg::Pointer], getrlimit),
+    full(__NR_getrlimit, "getrlimit", &[Arg::Resource, Arg::Rlimit], getrlimit),
     full(__NR_setrlimit, "setrlimit", &[Arg::Resource, Arg::Rlimit], setrlimit),
-    full(__NR_prlimit64, "prlimit64", &[Arg::Int, Arg::Resource, Arg::Rlimit, Arg::Pointer], prlimit64),
+    full(__NR_prlimit64, "prlimit64", &[Arg::Int, Arg::Resource, Arg::Rlimit, Arg::Rlimit], prlimit64),
     full(__NR_getpriority, "getpriority", &[Arg::Int, Arg::Int], getpriority),
     partial(
         __NR_setpriority,

@@ -18,9 +18,9 @@ use crate::linux::{Answer, Attempt, Call, Errno, Outcome, Restart, Wait, WaitFor
 
 /// The rows of this family.
 pub(super) const ENTRIES: &[Entry] = &[
-    full(__NR_rt_sigaction, "rt_sigaction", &[Arg::Signal, Arg::SignalAction, Arg::Pointer, Arg::Uint], rt_sigaction),
-    full(__NR_rt_sigprocmask, "rt_sigprocmask", &[Arg::MaskHow, Arg::SignalSet, Arg::Pointer, Arg::Uint], rt_sigprocmask),
-    full(__NR_rt_sigpending, "rt_sigpending", &[Arg::Pointer, Arg::Uint], rt_sigpending),
+    full(__NR_rt_sigaction, "rt_sigaction", &[Arg::Signal, Arg::SignalAction, Arg::SignalAction, Arg::Uint], rt_sigaction),
+    full(__NR_rt_sigprocmask, "rt_sigprocmask", &[Arg::MaskHow, Arg::SignalSet, Arg::SignalSet, Arg::Uint], rt_sigprocmask),
+    full(__NR_rt_sigpending, "rt_sigpending", &[Arg::SignalSet, Arg::Uint], rt_sigpending),
     full(__NR_rt_sigsuspend, "rt_sigsuspend", &[Arg::SignalSet, Arg::Uint], rt_sigsuspend),
     full(__NR_rt_sigtimedwait, "rt_sigtimedwait", &[Arg::SignalSet, Arg::Pointer, Arg::Timespec, Arg::Uint], rt_sigtimedwait),
     full(__NR_rt_sigqueueinfo, "rt_sigqueueinfo", &[Arg::Int, Arg::Signal, Arg::Pointer], rt_sigqueueinfo),

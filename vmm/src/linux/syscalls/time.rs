@@ -14,8 +14,8 @@ use crate::linux::{Answer, Attempt, Call, Errno, MonotonicNs, Outcome, Restart, 
 
 /// The rows of this family.
 pub(super) const ENTRIES: &[Entry] = &[
-    full(__NR_clock_gettime, "clock_gettime", &[Arg::ClockId, Arg::Pointer], clock_gettime),
-    full(__NR_clock_getres, "clock_getres", &[Arg::ClockId, Arg::Pointer], clock_getres),
+    full(__NR_clock_gettime, "clock_gettime", &[Arg::ClockId, Arg::Timespec], clock_gettime),
+    full(__NR_clock_getres, "clock_getres", &[Arg::ClockId, Arg::Timespec], clock_getres),
     partial(__NR_clock_settime, "clock_settime", &[Arg::ClockId, Arg::Timespec], clock_settime, "EPERM: the clock is the host's"),
     full(__NR_clock_nanosleep, "clock_nanosleep", &[Arg::ClockId, Arg::Hex, Arg::Timespec, Arg::Pointer], clock_nanosleep),
     full(__NR_nanosleep, "nanosleep", &[Arg::Timespec, Arg::Pointer], nanosleep),
