@@ -42,7 +42,8 @@ class Sandbox:
         ``{"end": "ready", "wait": "epoll"|"poll"|"select"|"accept", "listeners": [{"family": "inet"|"inet6"|"unix",
         "address": "0.0.0.0", "port": 8000}], "init_ns": 161000000}`` or one of ``{"end": "exited", "status": 0}``,
         ``{"end": "killed", "signal": 11, "detail": "..."}``, ``{"end": "timed_out", "detail": "..."}``,
-        ``{"end": "out_of_memory", "detail": "..."}``, ``{"end": "deadlocked", "detail": "..."}``. Every form may carry
+        ``{"end": "out_of_memory", "detail": "..."}``, ``{"end": "deadlocked", "detail": "..."}``,
+        ``{"end": "broken", "detail": "..."}``. Every form may carry
         ``"refused_listen": {"address", "port", "error"}`` when a bind of the program failed on the host.
         With ``timeout_ns`` 0 there is no limit (a program that is not a server).
         """
@@ -72,11 +73,12 @@ class Snapshot:
 
         ``config`` is the JSON of a ServeConfig: ``{"threads": 2, "ephemeral": true, "verify_reset": false,
         "max_request_time_ns": ..., "max_request_memory": ..., "limit_request_memory": ..., "hot_pages": 1024,
-        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0, "prime": ["GET / HTTP/1.1\r\n..."]}``.
+        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0, "prime": ["GET / HTTP/1.1..."]}``.
 
         ``control_fd`` is a SOCK_STREAM socket that carries one JSON object a line, both ways. To the worker:
         ``{"do": "drain"}``, ``{"do": "stats"}``. From the worker: ``{"event": "ready", "worker": 0}``,
-        ``{"event": "run_failed", "level": "warning", "message": "..."}``, ``{"event": "log", "level": ..., "message": ...}``,
-        ``{"event": "stats", "worker": 0, "stats": {...}}``, ``{"event": "drained", "stats": {...}}``. End of file from
-        the other side means that the supervisor is gone: the worker stops at once.
+        ``{"event": "run_failed", "level": "warning", "message": "..."}``,
+        ``{"event": "log", "level": ..., "message": ...}``, ``{"event": "stats", "worker": 0, "stats": {...}}``,
+        ``{"event": "drained", "stats": {...}}``. End of file from the other side means that the
+        supervisor is gone: the worker stops at once.
         """

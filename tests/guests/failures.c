@@ -31,7 +31,9 @@ static void jump_nowhere(void)
 
 static void jump_to_data(void)
 {
-    static unsigned char data[16] = {0xc3};
+    /* Anonymous memory: the .data of a small program shares a 2 MiB block with its text, and blocks are executable as a whole. */
+    unsigned char *data = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    data[0] = 0xc3;
     void (*volatile target)(void) = (void (*)(void))(void *)data;
     target();
 }

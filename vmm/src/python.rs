@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use crate::config::{SandboxConfig, ServeConfig};
 use crate::linux::clock::host_monotonic;
-use crate::loader::LoadError;
 use crate::platform::kvm::Host;
 use crate::sandbox::{self, LoadSandboxError, RunEnd};
 use crate::serve;
@@ -26,14 +25,7 @@ const KVM_HINT: &str = "run kvmserver doctor";
 
 fn load_error(failure: &LoadSandboxError) -> PyErr {
     match failure {
-        LoadSandboxError::Program(program) => {
-            let kind = if matches!(program, LoadError::NotFound { .. } | LoadError::InterpreterNotFound { .. }) {
-                "program_not_found"
-            } else {
-                "program_not_executable"
-            };
-            error(kind, program, program.hint())
-        }
+        LoadSandboxError::Program(program) => error(program.kind(), program, program.hint()),
         LoadSandboxError::Kvm(kvm) => error("kvm", kvm, KVM_HINT),
         LoadSandboxError::Grant(grant) => error("config", grant, ""),
         LoadSandboxError::AddressSpace(..) => error("system", failure, "choose a smaller --max-address-space"),

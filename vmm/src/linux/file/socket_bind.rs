@@ -51,6 +51,7 @@ fn may_listen(kernel: &mut Kernel, address: &Address) -> bool {
     let allowed = kernel.grants.may_listen(canonical);
     if !allowed && !is_wildcard(address) {
         kernel.note(format!("the program may not listen on {canonical}"));
+        remember_failure(&mut kernel.files, address, Errno::ACCESS);
     }
     allowed
 }
