@@ -5,6 +5,7 @@ use super::ops::{Step, wait_for};
 use super::socket::{Progress, Socket, connect_host, host_events};
 use super::socket_address::{Address, Family, Kind, Named};
 use super::socket_base::SocketBase;
+use super::socket_path::HostName;
 use super::{Errno, File, FileId, PollEvents, socket_path};
 use crate::linux::Call;
 
@@ -94,14 +95,22 @@ pub(super) fn check_destination(call: &mut Call<'_>, address: &Address) -> Resul
     check_grant(call, address)
 }
 
-fn connect_datagram(call: &mut Call<'_>, file: FileId, address: Address) -> Result<(), Errno> {
-    let host_address = match &address {
-        Address::Unix(name) => Address::Unix(socket_path::to_connect(call.kernel, call.tid, name)?.host_path()),
-        _ => {
-            check_grant(call, &address)?;
-            address.clone()
+/// The address for the host's call. A unix socket is named by way of a descriptor, which has to be held until the call is made.
+fn host_address(call: &mut Call<'_>, address: &Address) -> Result<(Address, Option<HostName>), Errno> {
+    match address {
+        Address::Unix(name) => {
+            let held = socket_path::to_connect(call.kernel, call.tid, name)?;
+            Ok((Address::Unix(held.host_path()), Some(held)))
         }
-    };
+        _ => {
+            check_grant(call, address)?;
+            Ok((address.clone(), None))
+        }
+    }
+}
+
+fn connect_datagram(call: &mut Call<'_>, file: FileId, address: Address) -> Result<(), Errno> {
+    let (host_address, _held) = host_address(call, &address)?;
     let File::Socket(socket) = &mut call.kernel.files.get_mut(file)?.file else { return Err(Errno::INVAL) };
     // Connecting anew is allowed; a fork's new host socket must not connect to the old peer first.
     socket.progress = Progress::Fresh;
@@ -121,13 +130,7 @@ fn start(call: &mut Call<'_>, file: FileId, address: &Address) -> Result<Step<()
     if let Some(listener) = call.kernel.files.own_listener(base.family, &target) {
         return connect_inside(call, file, &base, listener, address);
     }
-    let host_address = match address {
-        Address::Unix(name) => Address::Unix(socket_path::to_connect(call.kernel, call.tid, name)?.host_path()),
-        _ => {
-            check_grant(call, address)?;
-            address.clone()
-        }
-    };
+    let (host_address, _held) = host_address(call, address)?;
     let File::Socket(socket) = &mut call.kernel.files.get_mut(file)?.file else { return Err(Errno::INVAL) };
     let host = socket.host()?;
     socket.base.peer = address.clone();

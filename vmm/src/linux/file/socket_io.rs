@@ -11,6 +11,7 @@ use rustix::net::{RecvAncillaryBuffer, ReturnFlags, SendAncillaryBuffer, SocketA
 use super::ops::{Received, RecvFlags, SendFlags, Step, broken_pipe, total_length, wait_for};
 use super::socket::{Progress, Socket, from_host};
 use super::socket_address::{Address, Family, Kind};
+use super::socket_path::HostName;
 use super::{Errno, File, FileId, PollEvents, socket_connect, socket_path};
 use crate::limits::RW_BYTES_MAX;
 use crate::linux::{Attempt, Call};
@@ -123,8 +124,8 @@ enum Destination {
     Peer,
     /// To this address.
     Inet(std::net::SocketAddr),
-    /// To this socket of the host's file system.
-    Unix(SocketAddrUnix),
+    /// To this socket of the host's file system, which is named by way of a descriptor that must be held.
+    Unix(SocketAddrUnix, #[expect(dead_code, reason = "held, not used")] HostName),
 }
 
 fn destination(call: &mut Call<'_>, file: FileId, to: Option<&Address>) -> Result<Destination, Errno> {
@@ -139,7 +140,7 @@ fn destination(call: &mut Call<'_>, file: FileId, to: Option<&Address>) -> Resul
         None => Ok(Destination::Peer),
         Some(Address::Unix(name)) => {
             let path = socket_path::to_connect(call.kernel, call.tid, name)?;
-            Ok(Destination::Unix(SocketAddrUnix::new(path.host_path())?))
+            Ok(Destination::Unix(SocketAddrUnix::new(path.host_path())?, path))
         }
         Some(address) => {
             let address = address.seen_by(family).on_this_machine();
@@ -160,7 +161,7 @@ fn send_once(call: &Call<'_>, open: &Open, segments: &[Segment], destination: &D
         match destination {
             Destination::Peer => host::sendmsg(&open.host, slices, control, flags),
             Destination::Inet(address) => host::sendmsg_addr(&open.host, address, slices, control, flags),
-            Destination::Unix(address) => host::sendmsg_addr(&open.host, address, slices, control, flags),
+            Destination::Unix(address, _) => host::sendmsg_addr(&open.host, address, slices, control, flags),
         }
     })?;
     Ok(count as u64)
@@ -186,7 +187,7 @@ pub(super) fn send(
     let done = match sent {
         Ok(count) => before.saturating_add(count),
         // The peer's queue is full; the host's socket never says when it has room, so nobody can wait for it.
-        Err(Errno::AGAIN) if matches!(destination, Destination::Unix(_)) && !open.nonblocking => return Err(Errno::NOBUFS),
+        Err(Errno::AGAIN) if matches!(destination, Destination::Unix(..)) && !open.nonblocking => return Err(Errno::NOBUFS),
         Err(Errno::AGAIN) => before,
         Err(_) if before > 0 => return Ok(Step::Done(before)),
         Err(Errno::PIPE) => return Err(broken_pipe(call, flags)),

@@ -39,6 +39,10 @@ fn new_base(domain: u32, kind: u32, protocol: i32) -> Result<SocketBase, Errno> 
         return Err(Errno::INVAL);
     }
     let kind = kind & TYPE_MASK;
+    // Types end with SOCK_PACKET (SOCK_MAX is 11).
+    if kind > raw::SOCK_PACKET {
+        return Err(Errno::INVAL);
+    }
     match domain {
         raw::AF_UNIX => unix_base(kind, protocol),
         raw::AF_INET => inet_base(Family::Inet, kind, protocol),
