@@ -30,6 +30,8 @@ pub(super) const ENTRIES: &[Entry] = &[
 
 const SOCK_NONBLOCK: u32 = general::O_NONBLOCK;
 const SOCK_CLOEXEC: u32 = general::O_CLOEXEC;
+/// One past the last type, SOCK_PACKET.
+const SOCK_MAX: u32 = 11;
 /// The part of `socket(2)`'s type argument that is the type.
 const TYPE_MASK: u32 = 0xf;
 
@@ -39,8 +41,7 @@ fn new_base(domain: u32, kind: u32, protocol: i32) -> Result<SocketBase, Errno> 
         return Err(Errno::INVAL);
     }
     let kind = kind & TYPE_MASK;
-    // Types end with SOCK_PACKET (SOCK_MAX is 11).
-    if kind > raw::SOCK_PACKET {
+    if kind >= SOCK_MAX {
         return Err(Errno::INVAL);
     }
     match domain {
