@@ -1,7 +1,8 @@
 //! Byte channels: the buffer of a pipe, of one direction of a socketpair, and of one direction of a client stream.
 //!
 //! Invariants: `data` is longer than `capacity` only by one message or by what [`Channel::push_all`] was asked to take whole;
-//! the counters only grow; `room` moves when a full channel becomes writable again, `arrivals` with every piece of data,
+//! the counters only grow; `room` moves when a full channel becomes writable again (on a talkative one with every
+//! read), `arrivals` with every piece of data,
 //! `ends` when a side goes away; a channel lives while it has a reader or a writer, or the host
 //! holds it.
 
@@ -29,6 +30,10 @@ pub struct Channel {
     pub readers: u32,
     /// How many can still write.
     pub writers: u32,
+    /// Each piece that was written counts as room that appeared when it has been read, as unix sockets tell their writers.
+    pub talkative: bool,
+    /// What is left of each piece in a talkative channel of bytes, oldest first.
+    pieces: VecDeque<u32>,
     /// The host holds one side by this channel's id: it stays even when both sides have ended.
     pub held: bool,
     /// The connection whose reading side it is has been accepted.
@@ -74,6 +79,9 @@ impl Channel {
         if !bytes.is_empty() {
             self.data.extend(bytes);
             self.arrivals += 1;
+            if self.talkative {
+                self.pieces.push_back(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            }
         }
     }
 
@@ -112,8 +120,27 @@ impl Channel {
     /// Drop the first `count` bytes: they have been read.
     pub fn consume(&mut self, count: usize) {
         let was_writable = self.writable();
-        self.data.drain(..count.min(self.data.len()));
-        self.gave_room(was_writable);
+        let count = count.min(self.data.len());
+        self.data.drain(..count);
+        let finished = self.finish_pieces(count);
+        self.gave_room(was_writable && !finished);
+    }
+
+    /// Take `count` bytes off the pieces; answers whether one of them has been read to its end.
+    fn finish_pieces(&mut self, count: usize) -> bool {
+        let mut left = count;
+        let mut finished = false;
+        while let Some(piece) = self.pieces.front_mut() {
+            let taken = left.min(*piece as usize);
+            left -= taken;
+            *piece -= taken as u32;
+            if *piece > 0 {
+                break;
+            }
+            self.pieces.pop_front();
+            finished = true;
+        }
+        finished
     }
 
     /// Drop the oldest message: it has been read.
@@ -121,7 +148,7 @@ impl Channel {
         let was_writable = self.writable();
         let length = self.messages.pop_front().unwrap_or(0) as usize;
         self.data.drain(..length.min(self.data.len()));
-        self.gave_room(was_writable);
+        self.gave_room(was_writable && !self.talkative);
     }
 
     /// Change how much it holds (F_SETPIPE_SZ, SO_SNDBUF).
@@ -190,24 +217,33 @@ impl Channels {
         }
     }
 
-    /// One reader fewer. Without readers the bytes are dropped; without readers and writers the channel goes.
+    /// Whoever watches this channel is woken: a side went away or was shut down.
+    pub fn tell(&mut self, id: ChannelId) {
+        if let Ok(channel) = self.get_mut(id) {
+            channel.ends += 1;
+        }
+    }
+
+    /// One reader fewer. Without readers the bytes are dropped; without readers and writers the channel goes. Whether the writers
+    /// hear of it is up to the caller ([`Channels::tell`]).
     pub fn drop_reader(&mut self, id: ChannelId) {
         if let Ok(channel) = self.get_mut(id) {
             channel.readers = channel.readers.saturating_sub(1);
-            channel.ends += 1;
             if channel.readers == 0 {
+                let was_writable = channel.writable();
                 channel.data = VecDeque::new();
                 channel.messages = VecDeque::new();
+                channel.pieces = VecDeque::new();
+                channel.gave_room(was_writable);
             }
         }
         self.collect(id);
     }
 
-    /// One writer fewer: the reader will see end of file behind what is buffered.
+    /// One writer fewer: the reader will see end of file behind what is buffered, and hears of it through [`Channels::tell`].
     pub fn drop_writer(&mut self, id: ChannelId) {
         if let Ok(channel) = self.get_mut(id) {
             channel.writers = channel.writers.saturating_sub(1);
-            channel.ends += 1;
         }
         self.collect(id);
     }

@@ -76,7 +76,7 @@ impl Console {
     /// Its counters, without asking the host.
     #[must_use]
     pub const fn counters(&self) -> Readiness {
-        Readiness { events: PollEvents::empty(), arrivals: self.reads, room: self.stalls }
+        Readiness { events: PollEvents::empty(), arrivals: self.reads, room: self.stalls, ends: 0 }
     }
 
     /// What it is ready for now.

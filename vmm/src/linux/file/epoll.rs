@@ -28,8 +28,7 @@ bitflags! {
 }
 
 /// Events that concern reading: a member interested in one of them hears of arrivals.
-const READING: PollEvents =
-    PollEvents::IN.union(PollEvents::RDNORM).union(PollEvents::RDBAND).union(PollEvents::PRI).union(PollEvents::RDHUP);
+const READING: PollEvents = PollEvents::IN.union(PollEvents::RDNORM).union(PollEvents::RDBAND).union(PollEvents::PRI);
 /// Events that concern writing.
 const WRITING: PollEvents = PollEvents::OUT.union(PollEvents::WRNORM).union(PollEvents::WRBAND);
 /// Events that are always of interest.
@@ -69,13 +68,16 @@ struct Member {
     armed: bool,
     /// Its counters count what the guest did with a host descriptor, because arrivals there cannot be counted.
     sampled: bool,
+    /// Its counters' sum when it was added or changed: what has happened since is its share of the set's own counter.
+    origin: u64,
     /// What it was at the last report, if that still counts (edge-triggered).
     seen: Option<Readiness>,
 }
 
 impl Member {
     fn new(fd: i32, file: FileId, sampled: bool, request: Request) -> Self {
-        Self { fd, file, interest: request.interest(), mode: request.mode(), data: request.data, armed: true, sampled, seen: None }
+        let (interest, mode, data) = (request.interest(), request.mode(), request.data);
+        Self { fd, file, interest, mode, data, armed: true, sampled, origin: 0, seen: None }
     }
 
     /// The events it would report.
@@ -95,15 +97,17 @@ impl Member {
         // Counters of a host descriptor say what the guest did, not what arrived: they matter for the side that is ready.
         let concerns = if self.sampled { self.interest & now.events } else { self.interest };
         !gained.is_empty()
+            || now.ends != seen.ends
             || (concerns.intersects(READING) && now.arrivals != seen.arrivals)
             || (concerns.intersects(WRITING) && now.room != seen.room)
     }
 
-    /// How often something happened that it is interested in.
+    /// How often something has happened that it is interested in; a disarmed one takes no notice.
     fn movement(&self, now: Readiness) -> u64 {
+        let now = if self.armed { now } else { self.seen.unwrap_or(now) };
         let reading = if self.interest.intersects(READING) { now.arrivals } else { 0 };
         let writing = if self.interest.intersects(WRITING) { now.room } else { 0 };
-        reading.wrapping_add(writing)
+        reading.wrapping_add(writing).wrapping_add(now.ends).wrapping_sub(self.origin)
     }
 }
 
@@ -112,14 +116,27 @@ impl Member {
 pub struct EpollSet {
     /// Least recently reported first.
     members: Vec<Member>,
-    /// Counts additions and changes of members, which can make the set ready.
+    /// Moves with additions and changes of members that make the set ready; keeps the shares of members that have gone.
     changes: u64,
 }
 
 impl EpollSet {
-    /// A file has been closed for good.
-    pub fn forget(&mut self, file: FileId) {
-        self.members.retain(|member| member.file != file);
+    /// Whether a file is a member.
+    #[must_use]
+    pub fn watches(&self, file: FileId) -> bool {
+        self.members.iter().any(|member| member.file == file)
+    }
+
+    /// A file with this readiness is closed for good; its members' shares of the set's counter stay in it.
+    pub(super) fn forget(&mut self, file: FileId, last: Readiness) {
+        let changes = &mut self.changes;
+        self.members.retain(|member| {
+            let stays = member.file != file;
+            if !stays {
+                *changes = changes.wrapping_add(member.movement(last));
+            }
+            stays
+        });
     }
 
     /// The files that an armed member watches, with the events of interest.
@@ -136,7 +153,7 @@ impl EpollSet {
             if seen.events.intersects(ALWAYS) {
                 return None;
             }
-            let mut spent = PollEvents::empty();
+            let mut spent = PollEvents::RDHUP & seen.events;
             spent.set(READING & seen.events, now.arrivals == seen.arrivals);
             spent.set(WRITING & seen.events, now.room == seen.room);
             Some((member.file, member.interest - spent))
@@ -192,7 +209,7 @@ impl Files {
     /// # Errors
     ///
     /// EEXIST, EINVAL, ELOOP, ENOSPC, EPERM as `epoll_ctl(2)` lists them.
-    pub fn epoll_add(&mut self, set: FileId, fd: i32, file: FileId, request: Request) -> Result<(), Errno> {
+    pub fn epoll_add(&mut self, set: FileId, fd: i32, file: FileId, request: Request, view: &View) -> Result<(), Errno> {
         let target = &self.get(file)?.file;
         if !target.pollable() {
             return Err(Errno::PERM);
@@ -204,6 +221,7 @@ impl Files {
             self.check_nesting(set, file)?;
         }
         let total: usize = self.iter().map(|(_, slot)| if let File::Epoll(set) = &slot.file { set.len() } else { 0 }).sum();
+        let id = set;
         let set = self.epoll_set(set)?;
         if set.position(fd, file).is_some() {
             return Err(Errno::EXIST);
@@ -212,9 +230,7 @@ impl Files {
             return Err(Errno::NOSPC);
         }
         set.members.push(Member::new(fd, file, sampled, request));
-        set.changes = set.changes.wrapping_add(1);
-        self.changes += 1;
-        Ok(())
+        self.epoll_changed(id, fd, file, false, view)
     }
 
     /// EPOLL_CTL_MOD: also arms a one-shot member again, and lets an edge-triggered one report what it has now.
@@ -222,16 +238,35 @@ impl Files {
     /// # Errors
     ///
     /// ENOENT, EINVAL.
-    pub fn epoll_modify(&mut self, set: FileId, fd: i32, file: FileId, request: Request) -> Result<(), Errno> {
-        let set = self.epoll_set(set)?;
+    pub fn epoll_modify(&mut self, set: FileId, fd: i32, file: FileId, request: Request, view: &View) -> Result<(), Errno> {
+        let id = set;
+        let now = self.readiness(file, view);
+        let set = self.epoll_set(id)?;
         let index = set.position(fd, file).ok_or(Errno::NOENT)?;
         let Some(member) = set.members.get_mut(index) else { return Err(Errno::NOENT) };
         if member.mode.contains(EpollMode::EXCLUSIVE) || request.mode().contains(EpollMode::EXCLUSIVE) {
             return Err(Errno::INVAL);
         }
+        let listed = !member.report(now).is_empty();
+        set.changes = set.changes.wrapping_add(member.movement(now));
         *member = Member::new(fd, file, member.sampled, request);
-        set.changes = set.changes.wrapping_add(1);
-        self.changes += 1;
+        self.epoll_changed(id, fd, file, listed, view)
+    }
+
+    /// A new or changed member begins to count from here; if it is ready and was not before (`listed`), it wakes whoever waits for
+    /// the set.
+    fn epoll_changed(&mut self, id: FileId, fd: i32, file: FileId, listed: bool, view: &View) -> Result<(), Errno> {
+        let now = self.readiness(file, view);
+        let set = self.epoll_set(id)?;
+        if let Some(index) = set.position(fd, file)
+            && let Some(member) = set.members.get_mut(index)
+        {
+            member.origin = member.movement(now);
+            if !listed && !member.report(now).is_empty() {
+                set.changes = set.changes.wrapping_add(1);
+                self.changes += 1;
+            }
+        }
         Ok(())
     }
 
@@ -240,10 +275,12 @@ impl Files {
     /// # Errors
     ///
     /// ENOENT.
-    pub fn epoll_delete(&mut self, set: FileId, fd: i32, file: FileId) -> Result<(), Errno> {
+    pub fn epoll_delete(&mut self, set: FileId, fd: i32, file: FileId, view: &View) -> Result<(), Errno> {
+        let now = self.readiness(file, view);
         let set = self.epoll_set(set)?;
         let index = set.position(fd, file).ok_or(Errno::NOENT)?;
-        set.members.remove(index);
+        let member = set.members.remove(index);
+        set.changes = set.changes.wrapping_add(member.movement(now));
         Ok(())
     }
 

@@ -51,9 +51,9 @@ fn wait(files: &mut Files, set: FileId, most: usize) -> Vec<(u64, u32)> {
 fn level_edge_and_one_shot() {
     let (mut files, set) = files();
     let [level, edge, once] = [0; 3].map(|_| event(&mut files));
-    files.epoll_add(set, 1, level, request(IN, 1)).expect("added");
-    files.epoll_add(set, 2, edge, request(IN | ET, 2)).expect("added");
-    files.epoll_add(set, 3, once, request(IN | ONESHOT, 3)).expect("added");
+    files.epoll_add(set, 1, level, request(IN, 1), &VIEW).expect("added");
+    files.epoll_add(set, 2, edge, request(IN | ET, 2), &VIEW).expect("added");
+    files.epoll_add(set, 3, once, request(IN | ONESHOT, 3), &VIEW).expect("added");
     assert_eq!(wait(&mut files, set, 8), []);
     for id in [level, edge, once] {
         signal(&mut files, id);
@@ -62,7 +62,7 @@ fn level_edge_and_one_shot() {
     assert_eq!(wait(&mut files, set, 8), [(1, IN)]);
     signal(&mut files, edge);
     signal(&mut files, once);
-    files.epoll_modify(set, 3, once, request(IN | ONESHOT, 33)).expect("armed again");
+    files.epoll_modify(set, 3, once, request(IN | ONESHOT, 33), &VIEW).expect("armed again");
     let mut events = wait(&mut files, set, 8);
     events.sort_unstable();
     assert_eq!(events, [(1, IN), (2, IN), (33, IN)]);
@@ -73,7 +73,7 @@ fn a_small_buffer_gives_everybody_a_turn() {
     let (mut files, set) = files();
     for data in 0..5 {
         let id = event(&mut files);
-        files.epoll_add(set, data, id, request(IN, data as u64)).expect("added");
+        files.epoll_add(set, data, id, request(IN, data as u64), &VIEW).expect("added");
         signal(&mut files, id);
     }
     let turns: Vec<u64> = (0..5).flat_map(|_| wait(&mut files, set, 2)).map(|(data, _)| data).collect();
@@ -84,11 +84,11 @@ fn a_small_buffer_gives_everybody_a_turn() {
 fn members_are_named_by_number_and_file() {
     let (mut files, set) = files();
     let id = event(&mut files);
-    files.epoll_add(set, 5, id, request(IN, 5)).expect("added");
-    assert_eq!(files.epoll_add(set, 5, id, request(IN, 5)), Err(Errno::EXIST));
-    files.epoll_add(set, 6, id, request(IN, 6)).expect("a duplicate's number");
-    assert_eq!(files.epoll_delete(set, 7, id), Err(Errno::NOENT));
-    assert_eq!(files.epoll_modify(set, 7, id, request(IN, 7)), Err(Errno::NOENT));
+    files.epoll_add(set, 5, id, request(IN, 5), &VIEW).expect("added");
+    assert_eq!(files.epoll_add(set, 5, id, request(IN, 5), &VIEW), Err(Errno::EXIST));
+    files.epoll_add(set, 6, id, request(IN, 6), &VIEW).expect("a duplicate's number");
+    assert_eq!(files.epoll_delete(set, 7, id, &VIEW), Err(Errno::NOENT));
+    assert_eq!(files.epoll_modify(set, 7, id, request(IN, 7), &VIEW), Err(Errno::NOENT));
     // One of two descriptors closes: the member stays; the last one takes both members along.
     files.retain(id);
     files.release(id);
@@ -104,16 +104,16 @@ fn sets_form_no_circles_and_no_long_chains() {
     let mut sets = vec![first];
     for index in 1..EPOLL_DEPTH_MAX {
         let next = files.add(File::Epoll(EpollSet::default()), 0).expect("room");
-        files.epoll_add(next, index as i32, sets[index - 1], request(IN, 0)).expect("short enough");
+        files.epoll_add(next, index as i32, sets[index - 1], request(IN, 0), &VIEW).expect("short enough");
         sets.push(next);
     }
     let last = sets[EPOLL_DEPTH_MAX - 1];
-    assert_eq!(files.epoll_add(first, 90, first, request(IN, 0)), Err(Errno::INVAL));
-    assert_eq!(files.epoll_add(first, 91, last, request(IN, 0)), Err(Errno::LOOP));
+    assert_eq!(files.epoll_add(first, 90, first, request(IN, 0), &VIEW), Err(Errno::INVAL));
+    assert_eq!(files.epoll_add(first, 91, last, request(IN, 0), &VIEW), Err(Errno::LOOP));
     let one_more = files.add(File::Epoll(EpollSet::default()), 0).expect("room");
-    assert_eq!(files.epoll_add(one_more, 92, last, request(IN, 0)), Err(Errno::LOOP));
+    assert_eq!(files.epoll_add(one_more, 92, last, request(IN, 0), &VIEW), Err(Errno::LOOP));
     let id = event(&mut files);
-    files.epoll_add(first, 93, id, request(IN, 7)).expect("added");
+    files.epoll_add(first, 93, id, request(IN, 7), &VIEW).expect("added");
     assert_eq!(wait(&mut files, last, 8), []);
     signal(&mut files, id);
     assert_eq!(wait(&mut files, last, 8), [(0, IN)]);
@@ -124,8 +124,8 @@ fn an_edge_inside_a_nested_set_is_an_edge_outside() {
     let (mut files, inner) = files();
     let outer = files.add(File::Epoll(EpollSet::default()), 0).expect("room");
     let id = event(&mut files);
-    files.epoll_add(outer, 1, inner, request(IN | ET, 1)).expect("added");
-    files.epoll_add(inner, 2, id, request(IN, 2)).expect("added");
+    files.epoll_add(outer, 1, inner, request(IN | ET, 1), &VIEW).expect("added");
+    files.epoll_add(inner, 2, id, request(IN, 2), &VIEW).expect("added");
     signal(&mut files, id);
     assert_eq!(wait(&mut files, outer, 8), [(1, IN)]);
     assert_eq!(wait(&mut files, outer, 8), []);
@@ -137,11 +137,11 @@ fn an_edge_inside_a_nested_set_is_an_edge_outside() {
 fn a_web_of_sets_costs_its_size_and_not_its_paths() {
     let (mut files, mut below) = files();
     let id = event(&mut files);
-    files.epoll_add(below, 0, id, request(IN, 0)).expect("added");
+    files.epoll_add(below, 0, id, request(IN, 0), &VIEW).expect("added");
     for _ in 1..EPOLL_DEPTH_MAX {
         let above = files.add(File::Epoll(EpollSet::default()), 0).expect("room");
         for fd in 0..1000 {
-            files.epoll_add(above, fd, below, request(IN, 0)).expect("added");
+            files.epoll_add(above, fd, below, request(IN, 0), &VIEW).expect("added");
         }
         below = above;
     }
@@ -156,10 +156,10 @@ fn exclusive_members_are_as_the_man_page_says() {
     let exclusive = EpollMode::EXCLUSIVE.bits();
     let id = event(&mut files);
     let inner = files.add(File::Epoll(EpollSet::default()), 0).expect("room");
-    assert_eq!(files.epoll_add(set, 1, id, request(IN | exclusive | ONESHOT, 0)), Err(Errno::INVAL));
-    assert_eq!(files.epoll_add(set, 1, inner, request(IN | exclusive, 0)), Err(Errno::INVAL));
-    files.epoll_add(set, 1, id, request(IN | exclusive | ET, 0)).expect("added");
-    assert_eq!(files.epoll_modify(set, 1, id, request(IN, 0)), Err(Errno::INVAL));
+    assert_eq!(files.epoll_add(set, 1, id, request(IN | exclusive | ONESHOT, 0), &VIEW), Err(Errno::INVAL));
+    assert_eq!(files.epoll_add(set, 1, inner, request(IN | exclusive, 0), &VIEW), Err(Errno::INVAL));
+    files.epoll_add(set, 1, id, request(IN | exclusive | ET, 0), &VIEW).expect("added");
+    assert_eq!(files.epoll_modify(set, 1, id, request(IN, 0), &VIEW), Err(Errno::INVAL));
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_pipe_whose_writer_went_hangs_up_and_one_whose_reader_went_is_in_error() {
     let channel = files.channels.add(65_536, pipe_low_water(65_536));
     let reader = files.add(File::Pipe(PipeEnd { channel, side: Side::Reader }), 0).expect("room");
     let writer = files.add(File::Pipe(PipeEnd { channel, side: Side::Writer }), 0).expect("room");
-    files.epoll_add(set, 1, reader, request(IN | ET, 1)).expect("added");
+    files.epoll_add(set, 1, reader, request(IN | ET, 1), &VIEW).expect("added");
     files.release(writer);
     assert_eq!(wait(&mut files, set, 8), [(1, PollEvents::HUP.bits())]);
     assert_eq!(wait(&mut files, set, 8), []);
@@ -176,7 +176,7 @@ fn a_pipe_whose_writer_went_hangs_up_and_one_whose_reader_went_is_in_error() {
     let channel = files.channels.add(65_536, pipe_low_water(65_536));
     let reader = files.add(File::Pipe(PipeEnd { channel, side: Side::Reader }), 0).expect("room");
     let writer = files.add(File::Pipe(PipeEnd { channel, side: Side::Writer }), 0).expect("room");
-    files.epoll_add(set, 2, writer, request(0, 2)).expect("added");
+    files.epoll_add(set, 2, writer, request(0, 2), &VIEW).expect("added");
     assert_eq!(wait(&mut files, set, 8), []);
     files.release(reader);
     assert_eq!(wait(&mut files, set, 8), [(2, PollEvents::ERR.bits())]);
@@ -290,21 +290,21 @@ proptest! {
                     }
                 }
                 Step::Add(name, events) => {
-                    let added = files.epoll_add(set, name as i32, ids[name / 2], request(events, next));
+                    let added = files.epoll_add(set, name as i32, ids[name / 2], request(events, next), &VIEW);
                     prop_assert_eq!(added.is_err(), reference.members.contains_key(&name));
                     if added.is_ok() {
                         reference.set(name, Known { file: name / 2, events, data: next, armed: true });
                     }
                 }
                 Step::Modify(name, events) => {
-                    let changed = files.epoll_modify(set, name as i32, ids[name / 2], request(events, next));
+                    let changed = files.epoll_modify(set, name as i32, ids[name / 2], request(events, next), &VIEW);
                     prop_assert_eq!(changed.is_ok(), reference.members.contains_key(&name));
                     if changed.is_ok() {
                         reference.set(name, Known { file: name / 2, events, data: next, armed: true });
                     }
                 }
                 Step::Delete(name) => {
-                    let deleted = files.epoll_delete(set, name as i32, ids[name / 2]);
+                    let deleted = files.epoll_delete(set, name as i32, ids[name / 2], &VIEW);
                     prop_assert_eq!(deleted.is_ok(), reference.members.remove(&name).is_some());
                     reference.list.retain(|listed| *listed != name);
                 }

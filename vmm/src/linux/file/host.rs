@@ -113,7 +113,7 @@ impl HostFile {
     #[must_use]
     pub const fn readiness() -> Readiness {
         let events = PollEvents::IN.union(PollEvents::OUT).union(PollEvents::RDNORM).union(PollEvents::WRNORM);
-        Readiness { events, arrivals: 0, room: 0 }
+        Readiness::of(events)
     }
 
     /// Its attributes.

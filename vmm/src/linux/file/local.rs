@@ -1,7 +1,7 @@
 //! Pipe, socketpair, eventfd, signalfd: objects that live in our Linux alone.
 
 use super::channel::{Channel, ChannelId};
-use super::socket_address::Family;
+use super::socket_address::{Family, Kind};
 use super::socket_base::SocketBase;
 use super::{Errno, FileId, Files, PollEvents, Readiness};
 use crate::limits::PIPE_ATOMIC_BYTES;
@@ -31,7 +31,9 @@ impl PipeEnd {
             Side::Reader => flag(!channel.data.is_empty(), READABLE) | flag(channel.writers == 0, PollEvents::HUP),
             Side::Writer => flag(channel.writable(), WRITABLE) | flag(channel.readers == 0, PollEvents::ERR),
         };
-        Readiness { events, arrivals: channel.arrivals.wrapping_add(channel.ends), room: channel.room.wrapping_add(channel.ends) }
+        // Each end hears only of its own side.
+        let (arrivals, room) = if self.side == Side::Reader { (channel.arrivals, 0) } else { (0, channel.room) };
+        Readiness { events, arrivals, room, ends: channel.ends }
     }
 }
 
@@ -69,33 +71,35 @@ pub struct PairEnd {
     pub read_shut: bool,
     /// `shutdown(SHUT_WR)`, which has already dropped this end's share of `outgoing`.
     pub write_shut: bool,
-    /// The connection was reset: nothing can be sent any more.
+    /// The connection was reset, or a datagram socket has learned that its peer is gone: nothing can be sent any more.
     pub reset: bool,
+    /// Counts wake-ups of this end alone.
+    pub nudges: u64,
 }
 
 impl PairEnd {
     /// An end that is open in both directions.
     #[must_use]
     pub const fn new(base: SocketBase, incoming: ChannelId, outgoing: ChannelId) -> Self {
-        Self { base, incoming, outgoing, read_shut: false, write_shut: false, reset: false }
+        Self { base, incoming, outgoing, read_shut: false, write_shut: false, reset: false, nudges: 0 }
     }
 
     /// Whether messages keep their bounds.
     #[must_use]
     pub fn is_message(&self) -> bool {
-        self.base.kind != super::socket_address::Kind::Stream
+        self.base.kind != Kind::Stream
     }
 
     /// Whether nothing more will arrive. A datagram socket never learns that its peer has gone.
     #[must_use]
     pub fn at_end(&self, incoming: &Channel) -> bool {
-        self.read_shut || self.reset || (incoming.writers == 0 && self.base.kind != super::socket_address::Kind::Datagram)
+        self.read_shut || (self.base.kind != Kind::Datagram && (self.reset || incoming.writers == 0))
     }
 
     fn send_shut(&self, outgoing: &Channel) -> bool {
         // A unix socket sees at once that its peer has gone; a TCP socket only when an answer to what it sent comes back.
-        let gone = self.base.family == Family::Unix && outgoing.deaf() && self.base.kind != super::socket_address::Kind::Datagram;
-        self.write_shut || self.reset || gone
+        let gone = self.base.family == Family::Unix && outgoing.deaf();
+        self.write_shut || (self.base.kind != Kind::Datagram && (self.reset || gone))
     }
 
     /// What `poll(2)` says of it.
@@ -108,32 +112,55 @@ impl PairEnd {
             | flag(no_more && shut, PollEvents::HUP)
             | flag(writable, WRITABLE)
             | flag(self.base.error.is_some(), PollEvents::ERR);
-        let ends = incoming.ends.wrapping_add(outgoing.ends);
-        Readiness { events, arrivals: incoming.arrivals.wrapping_add(ends), room: outgoing.room.wrapping_add(ends) }
+        let ends = incoming.ends.wrapping_add(outgoing.ends).wrapping_add(self.nudges);
+        Readiness { events, arrivals: incoming.arrivals, room: outgoing.room, ends }
     }
 }
 
 impl Files {
-    /// The two ends of a pair of channels, as (incoming, outgoing) of one end; the other end has them the other way round.
-    pub(in crate::linux) fn channel_pair(&mut self, capacity: usize, low_water: usize) -> (ChannelId, ChannelId) {
-        (self.channels.add(capacity, low_water), self.channels.add(capacity, low_water))
+    /// Two channels, as (incoming, outgoing) of one end of a pair; the other end has them the other way round.
+    pub(in crate::linux) fn channel_pair(&mut self, family: Family, capacity: usize, low_water: usize) -> (ChannelId, ChannelId) {
+        let ids = [0; 2].map(|_| self.channels.add(capacity, low_water));
+        for id in ids {
+            if let Ok(channel) = self.channels.get_mut(id) {
+                channel.talkative = family == Family::Unix;
+            }
+        }
+        (ids[0], ids[1])
     }
 
     /// `shutdown(2)` of a pair or client stream.
     ///
     /// # Errors
     ///
-    /// ENOTSOCK for other files.
+    /// ENOTSOCK for other files, ENOTCONN for a TCP connection that has ended in both directions.
     pub fn shut_file(&mut self, file: FileId, read: bool, write: bool) -> Result<(), Errno> {
-        let end = self.get_mut(file)?.file.pair_mut().ok_or(Errno::NOTSOCK)?;
-        let (shut_read, shut_write) = (read && !end.read_shut, write && !end.write_shut);
-        end.read_shut |= read;
-        end.write_shut |= write;
-        let (incoming, outgoing, refuse) = (end.incoming, end.outgoing, end.base.family == Family::Unix);
+        let end = self.get(file)?.file.pair().ok_or(Errno::NOTSOCK)?;
+        let finished = self.channels.get(end.incoming).map_or(true, |channel| channel.writers == 0);
+        let over = end.base.family != Family::Unix && (end.reset || (end.write_shut && finished));
+        let (shut_read, shut_write) = (read && !over, write && !end.write_shut && !over);
+        let (incoming, outgoing) = (end.incoming, end.outgoing);
+        let unix = end.base.family == Family::Unix;
+        let heard = if unix { end.base.kind != Kind::Datagram } else { shut_write };
         self.changes += 1;
-        if shut_read && let Ok(channel) = self.channels.get_mut(incoming) {
-            channel.ends += 1;
-            channel.refused = refuse;
+        if let Some(end) = self.get_mut(file)?.file.pair_mut() {
+            end.read_shut |= shut_read;
+            end.write_shut |= shut_write;
+            // Even a call that is refused wakes whoever watches the socket.
+            end.nudges = end.nudges.wrapping_add(1);
+        }
+        if over {
+            return Err(Errno::NOTCONN);
+        }
+        if shut_read
+            && unix
+            && let Ok(channel) = self.channels.get_mut(incoming)
+        {
+            channel.refused = true;
+        }
+        if heard {
+            self.channels.tell(incoming);
+            self.channels.tell(outgoing);
         }
         if shut_write {
             self.channels.drop_writer(outgoing);
@@ -144,8 +171,15 @@ impl Files {
     /// The last descriptor of a pair or client stream has gone. Unread bytes make it a reset for the other side.
     pub(super) fn close_pair(&mut self, end: &PairEnd) {
         let unread = self.channels.get(end.incoming).is_ok_and(|channel| !channel.data.is_empty());
-        if unread && end.base.kind != super::socket_address::Kind::Datagram {
-            self.reset_peer(end);
+        if end.base.kind != Kind::Datagram {
+            if unread {
+                self.reset_peer(end);
+            }
+            // A TCP socket that had already sent its FIN closes without another word.
+            if unread || end.base.family == Family::Unix || !end.write_shut {
+                self.channels.tell(end.incoming);
+                self.channels.tell(end.outgoing);
+            }
         }
         self.channels.drop_reader(end.incoming);
         if !end.write_shut {
@@ -153,12 +187,14 @@ impl Files {
         }
     }
 
+    /// The other side of a connection learns that it was reset; behind a TCP FIN that shows as a broken pipe.
     pub(super) fn reset_peer(&mut self, end: &PairEnd) {
+        let errno = if end.base.family != Family::Unix && end.write_shut { Errno::PIPE } else { Errno::CONNRESET };
         for slot in self.slots.iter_mut().flatten() {
             if let Some(other) = slot.file.pair_mut()
                 && other.incoming == end.outgoing
             {
-                other.base.error = Some(Errno::CONNRESET);
+                other.base.error = Some(errno);
                 other.reset = true;
             }
         }
@@ -226,7 +262,7 @@ impl EventFd {
         let fits = self.refused > 0 && self.count.checked_add(self.refused).is_some_and(|count| count < u64::MAX);
         let events =
             flag(self.count > 0, PollEvents::IN) | flag(self.count < u64::MAX - 1, PollEvents::OUT) | flag(fits, Self::ROOM_FOR_REFUSED);
-        Readiness { events, arrivals: self.arrivals, room: self.room }
+        Readiness { events, arrivals: self.arrivals, room: self.room, ends: 0 }
     }
 }
 
@@ -245,7 +281,7 @@ impl SignalFd {
         let waiting = pending & self.mask;
         // Any change of the set, and any read in between, must look like movement.
         let arrivals = waiting.wrapping_add(self.taken.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Readiness { events: flag(waiting != 0, PollEvents::IN), arrivals, room: 0 }
+        Readiness { events: flag(waiting != 0, PollEvents::IN), arrivals, room: 0, ends: 0 }
     }
 }
 

@@ -114,7 +114,7 @@ impl TimerFd {
         let expired = self.ticks(now) > 0;
         // As on Linux an expired timer is one edge until it is read, however often it would have fired since.
         let arrivals = self.epoch.wrapping_mul(2).wrapping_add(u64::from(expired));
-        Readiness { events: flag(expired, PollEvents::IN), arrivals, room: 0 }
+        Readiness { events: flag(expired, PollEvents::IN), arrivals, room: 0, ends: 0 }
     }
 }
 

@@ -3,9 +3,9 @@
 //! Everything but [`File::Host`] and [`File::Socket`] is plain data of ours; those two hold host descriptors, shared by
 //! reference count between a snapshot and its forks (offsets are ours, so no two VMs share one).
 //!
-//! **Edge triggers.** Each file answers a [`Readiness`]: the events it has now and two counters, of what happened on its
-//! reading and its writing side (bytes arrived, room appeared, the peer went away). An edge-triggered epoll member reports
-//! when it is ready and a counter of its interest has moved since its last report.
+//! **Edge triggers.** Each file answers a [`Readiness`]: the events it has now and three counters, of what happened on its
+//! reading side (bytes arrived), on its writing side (room appeared), and to all of it (the other side went away). An
+//! edge-triggered epoll member reports when it is ready and a counter of its interest has moved since its last report.
 
 pub mod attributes;
 pub mod channel;
@@ -82,17 +82,19 @@ bitflags! {
 pub struct Readiness {
     /// Ready now.
     pub events: PollEvents,
-    /// Counts arrivals: data, connections, the peer's end.
+    /// Counts arrivals: data, connections.
     pub arrivals: u64,
     /// Counts room that appeared for writing.
     pub room: u64,
+    /// Counts what concerns every watcher: the other side went away or was shut down.
+    pub ends: u64,
 }
 
 impl Readiness {
     /// Ready for these events, and nothing ever changes.
     #[must_use]
     pub const fn of(events: PollEvents) -> Self {
-        Self { events, arrivals: 0, room: 0 }
+        Self { events, arrivals: 0, room: 0, ends: 0 }
     }
 }
 
@@ -303,13 +305,17 @@ impl Files {
         if slot.references > 0 {
             return;
         }
-        let Some(slot) = self.slots.get_mut(id.0 as usize).and_then(Option::take) else { return };
-        self.changes += 1;
-        for other in self.slots.iter_mut().flatten() {
-            if let File::Epoll(set) = &mut other.file {
-                set.forget(id);
+        let watched = self.slots.iter().flatten().any(|other| matches!(&other.file, File::Epoll(set) if set.watches(id)));
+        if watched {
+            let last = self.counters(id);
+            for other in self.slots.iter_mut().flatten() {
+                if let File::Epoll(set) = &mut other.file {
+                    set.forget(id, last);
+                }
             }
         }
+        let Some(slot) = self.slots.get_mut(id.0 as usize).and_then(Option::take) else { return };
+        self.changes += 1;
         self.closed(slot.file);
     }
 

@@ -160,6 +160,7 @@ pub fn send(call: &mut Call<'_>, file: FileId, segments: &[Segment], flags: Send
 struct Source {
     channel: ChannelId,
     message: bool,
+    datagram: bool,
     /// MSG_TRUNC on a TCP socket throws bytes away (`tcp(7)`).
     discard: bool,
     ended: bool,
@@ -177,7 +178,15 @@ impl Source {
             }
             let channel = files.channels.get(pipe.channel)?;
             let message = !channel.messages.is_empty();
-            return Ok(Self { channel: pipe.channel, message, discard: false, ended: channel.writers == 0, timeout: 0, nonblocking });
+            return Ok(Self {
+                channel: pipe.channel,
+                message,
+                datagram: false,
+                discard: false,
+                ended: channel.writers == 0,
+                timeout: 0,
+                nonblocking,
+            });
         }
         let end = slot.file.pair().ok_or(Errno::INVAL)?;
         let ended = end.at_end(files.channels.get(end.incoming)?);
@@ -185,6 +194,7 @@ impl Source {
         Ok(Self {
             channel: end.incoming,
             message: end.is_message(),
+            datagram: end.base.kind == Kind::Datagram,
             discard,
             ended,
             timeout: end.base.options.receive_timeout,
@@ -210,7 +220,7 @@ fn receive_channel(call: &mut Call<'_>, file: FileId, segments: &[Segment], flag
         return Ok(Step::Done(Received::bytes(done)));
     }
     if done == 0
-        && let Some(errno) = take_error(call, file)
+        && let Some(errno) = take_read_error(call, file)
     {
         return Err(errno);
     }
@@ -255,6 +265,10 @@ fn receive_message(
     segments: &[Segment],
     flags: RecvFlags,
 ) -> Result<Step<Received>, Errno> {
+    // Unlike a stream's, a message socket's error comes before what has arrived.
+    if let Some(errno) = take_error(call, file) {
+        return Err(errno);
+    }
     let channel = call.kernel.files.channels.get(source.channel)?;
     if let Some(&length) = channel.messages.front() {
         let full = u64::from(length);
@@ -268,13 +282,17 @@ fn receive_message(
         }
         return Ok(Step::Done(Received { count, full, ..Received::default() }));
     }
-    if let Some(errno) = take_error(call, file) {
-        return Err(errno);
-    }
-    if source.ended {
+    // A datagram socket whose reading side was shut down is at its end only for those who would wait.
+    if source.ended && !(source.nonblocking && source.datagram) {
         return Ok(Step::Done(Received::default()));
     }
     if source.nonblocking { Err(Errno::AGAIN) } else { wait_for(call, file, PollEvents::IN, source.timeout) }
+}
+
+/// The error that ends a read, which is thereby reported. A TCP connection that was reset behind its end only says that it ended.
+fn take_read_error(call: &mut Call<'_>, file: FileId) -> Option<Errno> {
+    let base = &call.kernel.files.get(file).ok()?.file.pair()?.base;
+    if base.family != Family::Unix && base.error == Some(Errno::PIPE) { None } else { take_error(call, file) }
 }
 
 /// SO_ERROR is reported once.
@@ -347,35 +365,69 @@ fn partly(progress: u64, errno: Errno) -> Result<Step<u64>, Errno> {
 /// Whether an end of a pair can send; answers where the call is already over.
 fn check_connected(call: &mut Call<'_>, file: FileId, wanted: u64, flags: SendFlags) -> Result<Option<Step<u64>>, Errno> {
     let progress = call.progress;
-    if let Some(errno) = take_error(call, file) {
+    let files = &call.kernel.files;
+    let Some(end) = files.get(file)?.file.pair() else { return Err(Errno::INVAL) };
+    let (family, kind, outgoing) = (end.base.family, end.base.kind, end.outgoing);
+    let (gone, refused) = files.channels.get(outgoing).map_or((true, false), |channel| (channel.readers == 0, channel.refused));
+    let (write_shut, shut) = (end.write_shut, end.write_shut || end.reset);
+    // A unix stream looks at its state first and keeps the error for a reader; the others report the error first.
+    if !(family == Family::Unix && kind == Kind::Stream && (shut || gone || refused))
+        && let Some(errno) = take_error(call, file)
+    {
         let errno = if errno == Errno::PIPE { broken_pipe(call, flags) } else { errno };
         return partly(progress, errno).map(Some);
     }
-    let files = &mut call.kernel.files;
-    let Some(end) = files.get(file)?.file.pair() else { return Err(Errno::INVAL) };
-    let deaf = files.channels.get(end.outgoing).map_or(true, super::channel::Channel::deaf);
-    if end.write_shut || end.reset {
-        let errno = broken_pipe(call, flags);
-        return partly(progress, errno).map(Some);
-    }
-    match (deaf, end.base.family, end.base.kind) {
-        (false, ..) => Ok(None),
-        (true, Family::Unix, Kind::Datagram) => Err(Errno::CONNREFUSED),
-        (true, Family::Unix, _) => {
+    match (kind, family) {
+        (Kind::Stream, Family::Unix) if shut || gone || refused => {
             let errno = broken_pipe(call, flags);
             partly(progress, errno).map(Some)
         }
-        (true, ..) => {
+        (Kind::Stream, _) if shut => {
+            let errno = broken_pipe(call, flags);
+            partly(progress, errno).map(Some)
+        }
+        (Kind::Stream, Family::Inet | Family::Inet6) if gone => {
             // TCP: what is sent to a closed peer is accepted, and answered by a reset that the next call sees.
-            let outgoing = end.outgoing;
-            files.channel(outgoing)?.ends += 1;
+            let files = &mut call.kernel.files;
+            files.changes += 1;
+            files.channels.tell(outgoing);
             if let Some(end) = files.get_mut(file)?.file.pair_mut() {
                 end.reset = true;
                 end.base.error = Some(Errno::PIPE);
             }
             Ok(Some(Step::Done(wanted)))
         }
+        // Messages never raise SIGPIPE.
+        (Kind::Datagram, _) if gone && !write_shut => Err(part_datagram(call, file)),
+        (Kind::Datagram | Kind::Packet, _) if shut || gone || refused => {
+            if kind == Kind::Datagram && !shut {
+                // The message was made before it turned out that nobody wants it; that it is gone again is room.
+                call.kernel.files.channel(outgoing)?.room += 1;
+            }
+            Err(Errno::PIPE)
+        }
+        _ => Ok(None),
     }
+}
+
+/// A datagram socket finds that its peer is gone: the first time it loses what it had received, afterwards it is not connected.
+fn part_datagram(call: &mut Call<'_>, file: FileId) -> Errno {
+    let files = &mut call.kernel.files;
+    let Ok(Some(end)) = files.get_mut(file).map(|slot| slot.file.pair_mut()) else { return Errno::BADF };
+    if end.reset {
+        return Errno::NOTCONN;
+    }
+    end.reset = true;
+    let (incoming, outgoing) = (end.incoming, end.outgoing);
+    if let Ok(channel) = files.channel(outgoing) {
+        channel.room += 1;
+    }
+    if let Ok(channel) = files.channel(incoming) {
+        while !channel.messages.is_empty() {
+            channel.consume_message();
+        }
+    }
+    Errno::CONNREFUSED
 }
 
 fn put(call: &mut Call<'_>, file: FileId, target: &Target, segments: &[Segment], wanted: u64) -> Result<Step<u64>, Errno> {

@@ -86,8 +86,13 @@ impl Files {
     /// The last descriptor of a file has gone.
     pub(super) fn closed(&mut self, file: File) {
         match file {
-            File::Pipe(pipe) if pipe.side == Side::Reader => self.channels.drop_reader(pipe.channel),
-            File::Pipe(pipe) => self.channels.drop_writer(pipe.channel),
+            File::Pipe(pipe) => {
+                self.channels.tell(pipe.channel);
+                match pipe.side {
+                    Side::Reader => self.channels.drop_reader(pipe.channel),
+                    Side::Writer => self.channels.drop_writer(pipe.channel),
+                }
+            }
             File::Pair(end) => self.close_pair(&end),
             File::Stream(stream) => self.close_pair(&stream.end),
             File::Listener(listener) => self.refuse_queue(listener.queue, &listener.base),
@@ -100,10 +105,16 @@ impl Files {
         }
     }
 
+    /// A file's counters, for its last look back.
+    pub(super) fn counters(&self, id: FileId) -> Readiness {
+        // Only signalfds and timerfds depend on who looks when, and only in whether the last event counts as seen.
+        self.host_counters(id).unwrap_or_else(|| self.readiness(id, &View { now: 0, pending_signals: 0 }))
+    }
+
     /// The counters of a host descriptor, without asking the host.
     fn host_counters(&self, id: FileId) -> Option<Readiness> {
         match &self.get(id).ok()?.file {
-            File::Socket(socket) => Some(Readiness { events: PollEvents::empty(), arrivals: socket.reads, room: socket.stalls }),
+            File::Socket(socket) => Some(Readiness { events: PollEvents::empty(), arrivals: socket.reads, room: socket.stalls, ends: 0 }),
             File::Console(console) => Some(console.counters()),
             _ => None,
         }

@@ -60,7 +60,7 @@ impl Socket {
             (None, _) if self.base.kind == Kind::Stream => WRITABLE | PollEvents::HUP,
             (None, _) => WRITABLE,
         };
-        Readiness { events, arrivals: self.reads, room: self.stalls }
+        Readiness { events, arrivals: self.reads, room: self.stalls, ends: 0 }
     }
 
     /// A fork begins: connections stay with the snapshot, everything else is made anew when it is needed.

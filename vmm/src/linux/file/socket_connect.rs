@@ -202,7 +202,7 @@ fn connect_inside(call: &mut Call<'_>, file: FileId, base: &SocketBase, listener
     let (incoming, outgoing) =
         files.enqueue(listener, &local, target, true).map_err(|errno| if errno == Errno::AGAIN { refused } else { errno })?;
     // To a watcher that knew the fresh socket the connection is an edge.
-    files.channel(incoming)?.ends += 1;
+    files.channels.tell(incoming);
     let base = SocketBase { local, peer: target.clone(), ..base.clone() };
     files.get_mut(file)?.file = File::Pair(PairEnd::new(base, incoming, outgoing));
     Ok(Step::Done(()))

@@ -65,7 +65,7 @@ impl Listener {
     /// What `poll(2)` says of it. A TCP socket that is neither connected nor listening is writable and hung up.
     pub(super) fn readiness(&self) -> Readiness {
         let events = if self.listening { flag(!self.queue.is_empty(), READABLE) } else { WRITABLE | PollEvents::HUP };
-        Readiness { events, arrivals: self.arrivals.wrapping_add(u64::from(self.listening)), room: 0 }
+        Readiness { events, arrivals: self.arrivals.wrapping_add(u64::from(self.listening)), room: 0, ends: 0 }
     }
 }
 
@@ -100,7 +100,7 @@ impl Files {
         let family = found.base.family;
         let local = found.base.local.as_reached(target).seen_by(family);
         let capacity = crate::limits::STREAM_BYTES;
-        let (incoming, outgoing) = self.channel_pair(capacity, super::local::stream_low_water(capacity));
+        let (incoming, outgoing) = self.channel_pair(family, capacity, super::local::stream_low_water(capacity));
         self.changes += 1;
         let found = self.listener(listener)?;
         found.queue.push_back(Pending { incoming, outgoing, peer: peer.seen_by(family), local, inner });

@@ -225,6 +225,7 @@ impl Files {
             self.reset_queued(handle);
         }
         for id in [handle.incoming, handle.outgoing] {
+            self.channels.tell(id);
             if let Ok(channel) = self.channels.get_mut(id) {
                 channel.held = false;
             }

@@ -45,6 +45,7 @@ fn epoll_ctl(call: &mut Call<'_>) -> Answer {
     let request = if operation == raw::EPOLL_CTL_DEL { None } else { Some(read_request(call)?) };
     let set = call.file(0)?;
     let (fd, file) = (call.int(2), call.file(2)?);
+    let view = call.kernel.view(call.tid);
     let files = &mut call.kernel.files;
     // A file that cannot be polled is refused before the set is looked at.
     if !files.get(file)?.file.pollable() {
@@ -55,9 +56,9 @@ fn epoll_ctl(call: &mut Call<'_>) -> Answer {
     }
     files.epoll_set(set)?;
     match (operation, request) {
-        (raw::EPOLL_CTL_ADD, Some(request)) => files.epoll_add(set, fd, file, request)?,
-        (raw::EPOLL_CTL_MOD, Some(request)) => files.epoll_modify(set, fd, file, request)?,
-        (raw::EPOLL_CTL_DEL, _) => files.epoll_delete(set, fd, file)?,
+        (raw::EPOLL_CTL_ADD, Some(request)) => files.epoll_add(set, fd, file, request, &view)?,
+        (raw::EPOLL_CTL_MOD, Some(request)) => files.epoll_modify(set, fd, file, request, &view)?,
+        (raw::EPOLL_CTL_DEL, _) => files.epoll_delete(set, fd, file, &view)?,
         _ => return Err(Errno::INVAL),
     }
     Ok(Outcome::OK)

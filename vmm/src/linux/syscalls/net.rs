@@ -96,7 +96,7 @@ fn socketpair(call: &mut Call<'_>) -> Answer {
         return Err(Errno::OPNOTSUPP);
     }
     let low_water = if base.kind == Kind::Stream { stream_low_water(PIPE_BYTES) } else { PIPE_BYTES - 1 };
-    let (one, other) = call.kernel.files.channel_pair(PIPE_BYTES, low_water);
+    let (one, other) = call.kernel.files.channel_pair(Family::Unix, PIPE_BYTES, low_water);
     let flags = general::O_RDWR | kind & SOCK_NONBLOCK;
     let ends = [(File::Pair(PairEnd::new(base.clone(), one, other)), flags), (File::Pair(PairEnd::new(base, other, one)), flags)];
     install_two(call, ends, kind & SOCK_CLOEXEC != 0, call.args[3])
