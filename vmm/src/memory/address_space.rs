@@ -14,7 +14,7 @@ use super::mirror::Mirror;
 use super::placement::{Blocks, Kind, Wanted};
 use super::restore::KeptPages;
 use super::vma::page_up;
-use super::{Backing, GuestMemory, Protection, Vma, VmaTree};
+use super::{Backing, GuestMemory, Pagemap, Protection, Vma, VmaTree};
 use crate::limits::{BLOCK, PAGE, VMAS_MAX};
 
 /// Nothing is mapped below this (vm.mmap_min_addr), so that null pointers fault.
@@ -24,8 +24,33 @@ const MAP_BASE: u64 = 1 << 30;
 /// Room kept free behind the program's data for `brk`; malloc goes on with mmap when it is used up. More would push
 /// libraries and executable memory away from the program's text.
 const BRK_ROOM: u64 = 256 << 20;
+/// Lengths beyond what Linux gives any process are wrong, shorter ones merely too long.
+const TASK_SIZE: u64 = (1 << 47) - PAGE;
 /// MAP_32BIT stays below this.
 const LOW_END: u64 = 2 << 30;
+
+/// Changed ranges that are kept apart; beyond that neighbours are joined, and what lies between them is mapped anew too.
+const TOUCHED_MAX: usize = 1024;
+
+/// The ranges in order, those that touch joined; where more than `most` are left, those with small gaps too.
+pub(super) fn joined(mut ranges: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut gap = 0;
+    loop {
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+        for &(start, end) in &ranges {
+            match joined.last_mut() {
+                Some(last) if start <= last.1.saturating_add(gap) => last.1 = last.1.max(end),
+                _ => joined.push((start, end)),
+            }
+        }
+        if joined.len() <= most {
+            return joined;
+        }
+        ranges = joined;
+        gap = (gap * 2).max(PAGE);
+    }
+}
 
 /// Where a mapping may go. Hints are not honoured: addresses are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +118,9 @@ pub struct AddressSpace {
     pub(super) clock_page: Option<ClockPage>,
     /// The written pages that stay mapped, as copies to make at a reset.
     pub(super) kept: KeptPages,
+    /// Most mappings of the host this space may have, and an upper bound on those it has.
+    host_mappings_max: usize,
+    pub(super) host_mappings: usize,
 }
 
 impl AddressSpace {
@@ -117,6 +145,8 @@ impl AddressSpace {
             stale_blocks: Vec::new(),
             clock_page: None,
             kept: KeptPages::default(),
+            host_mappings_max: usize::MAX,
+            host_mappings: 0,
         })
     }
 
@@ -172,11 +202,19 @@ impl AddressSpace {
         Ok((address, end))
     }
 
+    /// Let the host have at most this many mappings for this space: a process has 65,530 for all its VMs.
+    pub const fn limit_host_mappings(&mut self, most: usize) {
+        self.host_mappings_max = most;
+    }
+
     fn changed(&mut self, start: u64, end: u64) {
         if self.image.is_some() {
             match self.touched.last_mut() {
                 Some(last) if start <= last.1 && last.0 <= end => *last = (last.0.min(start), last.1.max(end)),
                 _ => self.touched.push((start, end)),
+            }
+            if self.touched.len() >= TOUCHED_MAX {
+                self.touched = joined(std::mem::take(&mut self.touched), TOUCHED_MAX / 2);
             }
         }
         self.mark_stale(start, end);
@@ -240,11 +278,18 @@ impl AddressSpace {
         let replaced: u64 = self.vmas.overlapping(start, end).iter().filter(|vma| vma.commits()).map(Vma::length).sum();
         self.check_commit(if writable { length } else { 0 }, replaced)?;
         self.check_count()?;
-        match &request.backing {
-            Backing::Anonymous => self.mirror.map_anonymous(start, length, request.protection)?,
+        let mapped = match &request.backing {
+            Backing::Anonymous => self.mirror.map_anonymous(start, length, request.protection),
             Backing::File { file, offset, shared, .. } => {
-                self.mirror.map_file(start, length, request.protection, file.as_fd(), *offset, *shared)?
+                self.mirror.map_file(start, length, request.protection, file.as_fd(), *offset, *shared)
             }
+        };
+        if let Err(errno) = mapped {
+            if self.mirror.close_hole(start, length) {
+                self.vmas.remove(start, end);
+                self.changed(start, end);
+            }
+            return Err(errno);
         }
         let kind = Kind::of(length, request.protection, &request.backing);
         self.vmas.remove(start, end);
@@ -290,9 +335,17 @@ impl AddressSpace {
         if more <= less || self.vmas.writable_private_bytes() - less + more <= self.commit_limit { Ok(()) } else { Err(Errno::NOMEM) }
     }
 
-    fn check_count(&self) -> Result<(), Errno> {
+    fn check_count(&mut self) -> Result<(), Errno> {
         // A change splits one mapping into three at most.
-        if self.vmas.len() + 2 < VMAS_MAX { Ok(()) } else { Err(Errno::NOMEM) }
+        if self.vmas.len() + 2 >= VMAS_MAX {
+            return Err(Errno::NOMEM);
+        }
+        self.host_mappings += 2;
+        if self.host_mappings > self.host_mappings_max {
+            // The bound is a coarse one; see how many there really are.
+            self.host_mappings = self.mirror.host_mappings().saturating_add(2);
+        }
+        if self.host_mappings > self.host_mappings_max { Err(Errno::NOMEM) } else { Ok(()) }
     }
 
     /// `munmap(2)`.
@@ -305,10 +358,16 @@ impl AddressSpace {
             return Err(Errno::INVAL);
         }
         let (start, end) = self.checked_range(address, length, Errno::INVAL)?;
-        self.check_count()?;
-        let removed = self.vmas.remove(start, end);
+        let removed = self.vmas.overlapping(start, end);
+        if let [inside] = removed.as_slice()
+            && self.vmas.find(inside.start).is_some_and(|whole| whole.start < start && end < whole.end)
+        {
+            // Only a hole in the middle makes more mappings; giving memory back must work at the limit too.
+            self.check_count()?;
+        }
         if let (Some(first), Some(last)) = (removed.first(), removed.last()) {
             self.mirror.map_anonymous(first.start, last.end - first.start, Protection::empty())?;
+            self.vmas.remove(start, end);
             self.changed(first.start, last.end);
         }
         Ok(())
@@ -363,8 +422,11 @@ impl AddressSpace {
     ///
     /// EINVAL, EFAULT (no such mapping, or several), ENOMEM.
     pub fn remap(&mut self, address: u64, old: u64, new: u64, may_move: bool, to: Option<u64>) -> Result<u64, Errno> {
-        let (start, old_end) = self.checked_range(address, old, Errno::INVAL)?;
-        let new = page_up(new).filter(|&new| new > 0 && new <= self.size()).ok_or(Errno::INVAL)?;
+        if !address.is_multiple_of(PAGE) {
+            return Err(Errno::INVAL);
+        }
+        let new = page_up(new).filter(|&new| new > 0 && new <= TASK_SIZE).ok_or(Errno::INVAL)?;
+        let (start, old_end) = self.checked_range(address, old, Errno::FAULT)?;
         let vma = self.vmas.find(start).cloned().ok_or(Errno::FAULT)?;
         let old = old_end - start;
         if old == 0 {
@@ -373,6 +435,9 @@ impl AddressSpace {
         }
         if old_end > vma.end {
             return Err(Errno::FAULT);
+        }
+        if new > self.size() {
+            return Err(Errno::NOMEM);
         }
         if to.is_none() && new <= old {
             if new < old {
@@ -421,12 +486,15 @@ impl AddressSpace {
         self.check_count()?;
         let moved = old.min(new);
         let pieces = self.vmas.overlapping(start, start + moved);
-        let one_host_mapping = self.image.is_none();
-        let moved_at_once = if one_host_mapping { self.mirror.relocate(start, old, target, new) } else { Err(Errno::FAULT) };
-        if moved_at_once == Err(Errno::FAULT) {
-            self.copy_to_fresh_mapping(vma, (start, moved), (target, new))?;
+        if let Err(errno) = self.move_content(vma, (start, moved), (target, new)) {
+            // Nothing may stay mapped that the list of mappings does not know.
+            self.mirror.map_anonymous(target, new, Protection::empty())?;
+            self.changed(target, target + new);
+            return Err(errno);
         }
-        moved_at_once.or_else(|errno| if errno == Errno::FAULT { Ok(()) } else { Err(errno) })?;
+        if moved < old {
+            self.mirror.map_anonymous(start + moved, old - moved, Protection::empty())?;
+        }
         self.memory.move_dirty(start, target, moved);
         self.vmas.remove(start, start + old);
         self.changed(start, start + old);
@@ -443,31 +511,55 @@ impl AddressSpace {
         Ok(target)
     }
 
-    /// One mapping of the guest may be several of the host (in a fork: runs of the snapshot, and what lies between), which
-    /// mremap cannot move at once (EFAULT): make the new mapping and copy what was there.
-    fn copy_to_fresh_mapping(&mut self, vma: &Vma, (start, moved): (u64, u64), (target, new): (u64, u64)) -> Result<(), Errno> {
+    /// Make the new mapping, and move what was written to the old one. The host can move pages only where one mapping of the
+    /// guest is one of the host: not in a fork (runs of the snapshot, and what lies between), and not always elsewhere.
+    fn move_content(&mut self, vma: &Vma, (start, moved): (u64, u64), (target, new): (u64, u64)) -> Result<(), Errno> {
+        self.map_like(vma, start, (target, target + new), vma.protection)?;
+        if self.image.is_none() && self.mirror.relocate(start, moved, target).is_ok() {
+            return Ok(());
+        }
+        if vma.is_private() {
+            let both = Protection::READ | Protection::WRITE;
+            self.map_like(vma, start, (target, target + new), vma.protection | both)?;
+            self.mirror.protect(start, moved, vma.protection | Protection::READ)?;
+            let copied = self.copy_written((start, moved), target);
+            self.mirror.protect(start, moved, vma.protection)?;
+            copied?;
+            self.mirror.protect(target, new, vma.protection)?;
+        }
+        self.mirror.map_anonymous(start, moved, Protection::empty())
+    }
+
+    /// The host mapping at `[from, to)` of what `vma` maps at `start`.
+    fn map_like(&self, vma: &Vma, start: u64, (from, to): (u64, u64), protection: Protection) -> Result<(), Errno> {
         match &vma.backing {
-            Backing::Anonymous => self.mirror.map_anonymous(target, new, vma.protection | Protection::READ | Protection::WRITE)?,
+            Backing::Anonymous => self.mirror.map_anonymous(from, to - from, protection),
             Backing::File { file, offset, shared, .. } => {
-                let offset = offset + (start - vma.start);
-                self.mirror.map_file(target, new, vma.protection, file.as_fd(), offset, *shared)?;
-                if *shared || !vma.protection.contains(Protection::WRITE) {
-                    return self.mirror.map_anonymous(start, moved, Protection::empty());
+                self.mirror.map_file(from, to - from, protection, file.as_fd(), offset + (start - vma.start), *shared)
+            }
+        }
+    }
+
+    /// Copy the pages with content of their own: those of the snapshot, and those written since.
+    fn copy_written(&self, (start, moved): (u64, u64), target: u64) -> Result<(), Errno> {
+        let base = self.host_base();
+        let mut ranges = Pagemap::open()?.private_pages(base + start, base + start + moved)?;
+        for range in &mut ranges {
+            *range = (range.0 - base, range.1 - base);
+        }
+        if let Some(image) = &self.image {
+            ranges.extend(image.runs_in(start, start + moved));
+        }
+        let mut page = vec![0; PAGE as usize];
+        for (from, to) in joined(ranges, usize::MAX) {
+            for at in (from..to).step_by(PAGE as usize) {
+                // A page behind the end of a file cannot be read or written here or there.
+                if self.memory.read_bytes(at, &mut page).is_ok() {
+                    let _ = self.memory.write_bytes(target + (at - start), &page);
                 }
             }
         }
-        if !vma.protection.contains(Protection::READ) {
-            self.mirror.protect(start, moved, vma.protection | Protection::READ)?;
-        }
-        let mut page = vec![0; PAGE as usize];
-        for at in (0..moved).step_by(PAGE as usize) {
-            self.memory.read_bytes(start + at, &mut page)?;
-            if page.iter().any(|&byte| byte != 0) || !matches!(vma.backing, Backing::Anonymous) {
-                self.memory.write_bytes(target + at, &page)?;
-            }
-        }
-        self.mirror.protect(target, new, vma.protection)?;
-        self.mirror.map_anonymous(start, moved, Protection::empty())
+        Ok(())
     }
 
     /// Drop the content of a range (MADV_DONTNEED): private anonymous memory reads as zero afterwards, files as the file.

@@ -6,7 +6,7 @@
 //! page that is absent, protected or cut off by a truncation gives EFAULT. Every write is recorded in the dirty set, and
 //! there is no other way to get a writable pointer.
 
-use std::cell::{Ref, RefCell, RefMut};
+use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::io::{IoSlice, IoSliceMut};
 
 use rustix::io::Errno;
@@ -31,7 +31,12 @@ pub struct GuestMemory {
     base: *mut u8,
     size: u64,
     dirty: RefCell<DirtySet>,
+    /// Written pages at which the host stops writing more: the run is over then.
+    written_max: Cell<u64>,
 }
+
+/// Host writes are counted after each piece of this many bytes.
+const PIECE: usize = 1 << 20;
 
 // SAFETY: the pointer is to a reservation that belongs to this value's owner alone; it has no thread affinity.
 unsafe impl Send for GuestMemory {}
@@ -40,7 +45,7 @@ impl GuestMemory {
     /// The bytes of a mirror. The owner of both declares this value before the mirror, so that it is dropped first.
     pub(super) fn over(mirror: &Mirror, size: u64) -> Self {
         access::install_fault_handler();
-        Self { base: mirror.base(), size, dirty: RefCell::new(DirtySet::new(size)) }
+        Self { base: mirror.base(), size, dirty: RefCell::new(DirtySet::new(size)), written_max: Cell::new(u64::MAX) }
     }
 
     /// Size of the guest's address space in bytes.
@@ -57,6 +62,16 @@ impl GuestMemory {
     /// As [`GuestMemory::dirty`], to change the set: the run loop adds what the dirty ring says, reset removes.
     pub fn dirty_mut(&self) -> RefMut<'_, DirtySet> {
         self.dirty.borrow_mut()
+    }
+
+    /// From now on the host's own writes stop when more than `pages` pages are written, so that one system call cannot use
+    /// much more memory than a run may have. Whoever set this ends the run.
+    pub fn limit_written(&self, pages: u64) {
+        self.written_max.set(pages);
+    }
+
+    fn is_over(&self) -> bool {
+        self.dirty.borrow().pages().len() as u64 > self.written_max.get()
     }
 
     /// The host address of a guest range that lies inside the address space, for mapping calls. Not for loads or stores.
@@ -105,9 +120,16 @@ impl GuestMemory {
         let Ok(to) = self.host_address(address, bytes.len() as u64) else {
             return self.clamp(address, bytes.len()).map_or(0, |n| self.write_some(address, &bytes[..n]));
         };
-        // SAFETY: `to` is inside the reservation for the whole length, `bytes` is ours.
-        let done = unsafe { access::copy(to, bytes.as_ptr(), bytes.len()) };
-        self.dirty.borrow_mut().insert_range(address, done as u64);
+        let mut done = 0;
+        for piece in bytes.chunks(PIECE) {
+            // SAFETY: `to` is inside the reservation for the whole length, `piece` is ours.
+            let copied = unsafe { access::copy(to.wrapping_add(done), piece.as_ptr(), piece.len()) };
+            self.dirty.borrow_mut().insert_range(address + done as u64, copied as u64);
+            done += copied;
+            if copied < piece.len() || self.is_over() {
+                break;
+            }
+        }
         done
     }
 
@@ -119,9 +141,17 @@ impl GuestMemory {
     pub fn write_zeros(&self, address: u64, length: u64) -> Result<(), Errno> {
         let to = self.host_address(address, length)?;
         let wanted = usize::try_from(length).map_err(|_| Errno::FAULT)?;
-        // SAFETY: `to` is inside the reservation for the whole length.
-        let done = unsafe { access::zero(to, wanted) };
-        self.dirty.borrow_mut().insert_range(address, done as u64);
+        let mut done = 0;
+        while done < wanted {
+            let piece = PIECE.min(wanted - done);
+            // SAFETY: `to` is inside the reservation for the whole length.
+            let stored = unsafe { access::zero(to.wrapping_add(done), piece) };
+            self.dirty.borrow_mut().insert_range(address + done as u64, stored as u64);
+            done += stored;
+            if stored < piece || self.is_over() {
+                break;
+            }
+        }
         if done == wanted { Ok(()) } else { Err(Errno::FAULT) }
     }
 
@@ -292,6 +322,7 @@ impl GuestMemory {
         most: u64,
         call: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<usize, Errno>,
     ) -> Result<usize, Errno> {
+        let most = self.affordable(segments, most);
         let mut slices = Vec::with_capacity(segments.len());
         for segment in limited(segments, most) {
             let pointer = self.host_address(segment.address, segment.length)?;
@@ -312,6 +343,34 @@ impl GuestMemory {
             self.dirty.borrow_mut().insert_range(segment.address, segment.length);
         }
         answer
+    }
+}
+
+impl GuestMemory {
+    /// How much of `most` bytes may be written into the segments before the limit on written pages is passed by one page.
+    fn affordable(&self, segments: &[Segment], most: u64) -> u64 {
+        let dirty = self.dirty.borrow();
+        let mut left = self.written_max.get().saturating_add(1).saturating_sub(dirty.pages().len() as u64);
+        if most / PAGE + 2 * segments.len() as u64 <= left {
+            return most;
+        }
+        let mut bytes = 0;
+        for segment in limited(segments, most) {
+            let end = segment.address.saturating_add(segment.length);
+            let mut at = segment.address;
+            while at < end {
+                if !dirty.contains(at / PAGE) {
+                    if left == 0 {
+                        return bytes;
+                    }
+                    left -= 1;
+                }
+                let next = (at - at % PAGE).saturating_add(PAGE).min(end);
+                bytes += next - at;
+                at = next;
+            }
+        }
+        bytes
     }
 }
 

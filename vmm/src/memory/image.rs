@@ -13,7 +13,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::address_space::Brk;
+use super::address_space::{Brk, joined};
 use super::pagemap::Pagemap;
 use super::{AddressSpace, Backing, Protection, Vma, VmaTree};
 use crate::limits::PAGE;
@@ -141,6 +141,11 @@ impl MemoryImage {
         self.pieces(start, end).map(|run| (run.start, run.end)).collect()
     }
 
+    /// An upper bound on the host's mappings for a fork of this: mappings, runs in them, and what lies between.
+    fn host_mappings(&self) -> usize {
+        2 * (self.vmas.len() + self.runs.len()) + 1
+    }
+
     fn pieces(&self, start: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
         let first = self.runs.partition_point(|run| run.end <= start);
         self.runs[first..].iter().take_while(move |run| run.start < end).map(move |run| {
@@ -248,6 +253,7 @@ impl AddressSpace {
             space.map_clock_page(address)?;
         }
         space.touched.clear();
+        space.host_mappings = image.host_mappings();
         Ok(space)
     }
 
@@ -283,31 +289,28 @@ impl AddressSpace {
     /// ENOMEM: the fork has to be thrown away.
     pub fn restore_mappings(&mut self) -> Result<usize, Errno> {
         let Some(image) = self.image.clone() else { return Ok(0) };
-        let touched = std::mem::take(&mut self.touched);
-        for &(start, end) in &touched {
-            self.vmas.remove(start, end);
-            let frozen = image.vmas.overlapping(start, end);
-            let mut at = start;
-            for vma in &frozen {
-                if at < vma.start {
-                    self.mirror.map_anonymous(at, vma.start - at, Protection::empty())?;
-                }
-                self.map_frozen(&image, vma)?;
-                self.vmas.insert(vma.clone());
-                at = vma.end;
+        let touched = joined(std::mem::take(&mut self.touched), usize::MAX);
+        let restored = touched.iter().try_for_each(|&range| self.restore_range(&image, range));
+        if restored == Err(Errno::NOMEM) {
+            // The process may have as many mappings as it can: give back all that the run has made first.
+            for &(start, end) in &touched {
+                self.mirror.map_anonymous(start, end - start, Protection::empty())?;
             }
-            if at < end {
-                self.mirror.map_anonymous(at, end - at, Protection::empty())?;
-            }
-            self.mark_stale(start, end);
+            touched.iter().try_for_each(|&range| self.restore_range(&image, range))?;
+        } else {
+            restored?;
         }
+        let inside = |address: u64| {
+            let index = touched.partition_point(|&(_, end)| end <= address);
+            touched.get(index).is_some_and(|&(start, _)| start <= address)
+        };
         if !touched.is_empty() {
             self.kept.forget();
-            let inside = |page: u64| touched.iter().any(|&(start, end)| (start..end).contains(&(page * PAGE)));
-            self.memory().dirty_mut().retain(|page| !inside(page));
+            self.memory().dirty_mut().retain(|page| !inside(page * PAGE));
+            self.host_mappings = image.host_mappings();
         }
         if let Some(address) = image.clock_page
-            && touched.iter().any(|&(start, end)| (start..end).contains(&address))
+            && inside(address)
         {
             // The snapshot's mapping is of the master's page; this guest reads the time from one of its own.
             self.map_clock_page(address)?;
@@ -315,6 +318,24 @@ impl AddressSpace {
         }
         self.brk = image.brk;
         Ok(touched.len())
+    }
+
+    fn restore_range(&mut self, image: &MemoryImage, (start, end): (u64, u64)) -> Result<(), Errno> {
+        self.vmas.remove(start, end);
+        let mut at = start;
+        for vma in image.vmas.overlapping(start, end) {
+            if at < vma.start {
+                self.mirror.map_anonymous(at, vma.start - at, Protection::empty())?;
+            }
+            self.map_frozen(image, &vma)?;
+            at = vma.end;
+            self.vmas.insert(vma);
+        }
+        if at < end {
+            self.mirror.map_anonymous(at, end - at, Protection::empty())?;
+        }
+        self.mark_stale(start, end);
+        Ok(())
     }
 
     pub(super) fn drop_pages(&self, start: u64, end: u64) -> Result<(), Errno> {

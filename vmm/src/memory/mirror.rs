@@ -5,6 +5,7 @@
 //! else of the process is touched; the range is checked here. Guard regions surround the reservation. Host mappings are
 //! never executable.
 
+use std::io::BufRead;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
@@ -86,6 +87,15 @@ impl Mirror {
         unsafe { rustix::mm::mmap(pointer, length, host_protection(protection), flags, file, offset) }.map(drop)
     }
 
+    /// After a mapping that failed: if the host has let go of what was there, make a reservation of it again, so that nothing
+    /// else of the process can come to lie in it. Answers whether it had.
+    pub(super) fn close_hole(&self, address: u64, length: u64) -> bool {
+        let Ok((pointer, length)) = self.range(address, length) else { return false };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+        // SAFETY: the range is inside our reservation, and nothing is replaced.
+        unsafe { rustix::mm::mmap_anonymous(pointer, length, ProtFlags::empty(), flags) }.is_ok()
+    }
+
     /// Change the protection of a mapped range.
     pub(super) fn protect(&self, address: u64, length: u64, protection: Protection) -> Result<(), Errno> {
         let (pointer, length) = self.range(address, length)?;
@@ -94,13 +104,26 @@ impl Mirror {
         unsafe { rustix::mm::mprotect(pointer, length, flags) }
     }
 
-    /// Move pages (`mremap` with MAYMOVE and FIXED); the source becomes a reservation again.
-    pub(super) fn relocate(&self, from: u64, length: u64, to: u64, new_length: u64) -> Result<(), Errno> {
-        let (source, old) = self.range(from, length)?;
-        let (target, new) = self.range(to, new_length)?;
+    /// Move pages; the source becomes a reservation again. The host never lets go of it meanwhile (MREMAP_DONTUNMAP), or another
+    /// thread's mapping could come to lie there.
+    pub(super) fn relocate(&self, from: u64, length: u64, to: u64) -> Result<(), Errno> {
+        let (source, length_) = self.range(from, length)?;
+        let (target, _) = self.range(to, length)?;
+        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
         // SAFETY: both ranges are inside our reservation, and the caller has seen to it that they do not overlap.
-        unsafe { rustix::mm::mremap_fixed(source, old, new, MremapFlags::MAYMOVE, target) }?;
+        unsafe { rustix::mm::mremap_fixed(source, length_, length_, flags, target) }?;
         self.map_anonymous(from, length, Protection::empty())
+    }
+
+    /// How many mappings the host has in the reservation (they count towards the process's limit, reservations included).
+    pub(super) fn host_mappings(&self) -> usize {
+        let Ok(file) = std::fs::File::open("/proc/self/maps") else { return usize::MAX };
+        let range = self.start as u64..self.start as u64 + (self.size + 2 * GUARD) as u64;
+        let starts = std::io::BufReader::with_capacity(1 << 18, file).split(b'\n').map_while(Result::ok).filter_map(|line| {
+            let text = std::str::from_utf8(line.split(|&byte| byte == b'-').next()?).ok()?;
+            u64::from_str_radix(text, 16).ok()
+        });
+        starts.filter(|start| range.contains(start)).count()
     }
 
     /// Drop the pages of a range: private ones return to what they map.

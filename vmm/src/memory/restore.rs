@@ -12,7 +12,7 @@
 
 use rustix::io::Errno;
 
-use super::{AddressSpace, Backing, MemoryImage, access};
+use super::{AddressSpace, Backing, MemoryImage, Protection, access};
 use crate::limits::PAGE;
 
 /// Which written pages stay mapped.
@@ -99,9 +99,14 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Whether a page's pristine content is known here: a page of a clean file mapping comes back from the file instead.
+    /// Whether a page can be copied back: its pristine content is known here (a page of a clean file mapping comes back from
+    /// the file instead), and the host may write to it (MADV_DONTNEED writes zeros to read-only pages too).
     fn restorable(&self, image: &MemoryImage, address: u64) -> bool {
-        image.holds(address) || self.vmas.find(address).is_some_and(|vma| matches!(vma.backing, Backing::Anonymous))
+        self.vmas.find(address).is_some_and(|vma| {
+            vma.protection.contains(Protection::WRITE)
+                && vma.is_private()
+                && (matches!(vma.backing, Backing::Anonymous) || image.holds(address))
+        })
     }
 
     /// Plan the copies for all pages in the dirty set: after the drop they are the kept ones.

@@ -112,7 +112,7 @@ impl Sandbox {
         loop {
             match self.run(kicker, deadline, None) {
                 Pause::Ended(end) => return end,
-                Pause::StreamClosed => {}
+                Pause::StreamClosed | Pause::Output => {}
                 Pause::Idle => {
                     if let Some(wait) = self.kernel.waits_for_clients() {
                         return RunEnd::Ready {

@@ -13,6 +13,8 @@ mod hot_pages;
 mod reset;
 mod run;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@
 //! | memory | hot pages copied back, others dropped | 0.1 us a hot page |
 //! | threads, registers, signals, timers, fds, epoll sets, futexes, names, limits, cwd, umask | the kernel's data is assigned from the snapshot | a few us |
 //! | extended state (x87, SSE, AVX, AVX-512) | one ioctl | 5 us on kvm_pvm |
-//! | FS, GS, segments | with the general registers at the next run | - |
+//! | FS, GS, data segments | with the general registers at the next run | - |
 //! | clock | monotonic time resumes at the snapshot's instant | - |
 
 use rustix::io::Errno;
@@ -17,6 +17,11 @@ use super::{RunEnd, Sandbox};
 use crate::limits::PAGE;
 use crate::linux::clock::host_monotonic;
 use crate::memory::Keep;
+
+/// Bytes of a memory slot.
+const SLOT: u64 = crate::platform::kvm::SLOT_BYTES;
+/// Slots that runs may add: 4 GiB of addresses.
+const SPARE_SLOTS: u64 = 128;
 
 impl Sandbox {
     /// Return to the snapshot. `limit` is the number of written bytes above which memory is given back instead of copied.
@@ -43,8 +48,8 @@ impl Sandbox {
             self.counters.remapped_ranges = self.space.restore_mappings()? as u64;
         }
         if skip == Skip::Page {
-            let first = self.space.memory().dirty().pages().first().copied();
-            self.space.memory().dirty_mut().retain(|page| Some(page) != first.map(u64::from));
+            let last = self.space.memory().dirty().pages().last().copied();
+            self.space.memory().dirty_mut().retain(|page| Some(page) != last.map(u64::from));
         }
         let hot = &self.hot;
         let is_hot = |page| hot.is_hot(page);
@@ -59,11 +64,24 @@ impl Sandbox {
         if skip != Skip::Register {
             self.vm.set_extended(&frozen.extended)?;
         }
+        if skip != Skip::Segment {
+            self.vm.restore_segments();
+        }
         self.on_vcpu = frozen.on_vcpu;
+        // Another program may have taken the process over.
+        self.random.0 = frozen.random_address;
         self.retried_fault = None;
         self.recorder.clear();
         self.counters.reset_ns = host_monotonic().saturating_sub(before);
         Ok(())
+    }
+
+    /// Whether a run has made KVM hold so much more than the snapshot needs, for good, that the VM should rather be made anew.
+    #[must_use]
+    pub fn is_bloated(&self) -> bool {
+        let Some(image) = self.space.image() else { return false };
+        let accessible: u64 = image.vmas().iter().filter(|vma| !vma.protection.is_empty()).map(|vma| vma.length().div_ceil(SLOT) + 1).sum();
+        self.vm.slots() as u64 > accessible + SPARE_SLOTS
     }
 
     /// After [`Sandbox::reset`] (and its verification): ready for the next run.

@@ -12,8 +12,8 @@ use crate::linux::{Attempt, Kernel, trace};
 use crate::platform::Exit;
 use crate::platform::kvm::{Host, Kicker, Vm};
 
-/// How often a fork's memory is looked at while it computes without system calls, nanoseconds.
-const MEMORY_TICK_NS: u64 = 20_000_000;
+/// How often a fork's memory and the output for its client are looked at while it computes, nanoseconds.
+const TICK_NS: u64 = 20_000_000;
 
 /// gettimeofday, time, clock_gettime: made by the vDSO when its page is out of date.
 const CLOCK_CALLS: [usize; 3] = [96, 201, 228];
@@ -25,6 +25,8 @@ pub enum Pause {
     Idle,
     /// The program has closed the stream that was watched.
     StreamClosed,
+    /// The program goes on running, and the stream that was watched holds output.
+    Output,
     /// The run is over.
     Ended(RunEnd),
 }
@@ -63,6 +65,10 @@ impl Sandbox {
             if let Some((attempt, call)) = self.due_attempt(tid) {
                 let applied = self.kernel.retry(&mut self.space, tid, attempt);
                 self.after_call(tid, applied, call, true);
+                // Calls that are woken again and again never enter the guest, where time is looked at otherwise.
+                if host_monotonic() >= deadline {
+                    return Pause::Ended(RunEnd::TimedOut { detail: self.describe(tid) });
+                }
                 continue;
             }
             if let Err(errno) = self.switch_to(tid) {
@@ -72,8 +78,8 @@ impl Sandbox {
                 Delivery::Killed { signal, .. } => return Pause::Ended(self.killed(tid, signal)),
                 Delivery::None | Delivery::Handler => {}
             }
-            if let Some(end) = self.enter(kicker, deadline, tid) {
-                return Pause::Ended(end);
+            if let Some(pause) = self.enter(kicker, deadline, tid, watched) {
+                return pause;
             }
         }
     }
@@ -129,19 +135,23 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Run the thread on the vCPU until an exit, and answer it; the end of the run if that is one.
-    fn enter(&mut self, kicker: &Kicker, deadline: u64, tid: Tid) -> Option<RunEnd> {
+    /// Run the thread on the vCPU until an exit, and answer it; the pause of the run if that is one.
+    fn enter(&mut self, kicker: &Kicker, deadline: u64, tid: Tid, watched: Option<StreamHandle>) -> Option<Pause> {
         let cpu = &self.kernel.threads.get_mut(tid).cpu;
         let state = self.vm.state_mut();
         (state.registers, state.fs_base, state.gs_base) = (cpu.registers, cpu.fs_base, cpu.gs_base);
-        self.arm(kicker, deadline, tid);
+        self.arm(kicker, deadline, tid, watched.is_some());
         let before = host_monotonic();
         let exit = match self.vm.run(&mut self.space) {
             Ok(exit) => exit,
-            Err(errno) => return Some(self.broken("run the virtual machine", errno)),
+            Err(errno) => return Some(Pause::Ended(self.broken("run the virtual machine", errno))),
         };
         self.counters.exits += 1;
         let now = host_monotonic();
+        if now >= self.armed {
+            // The kick has come, whether this exit shows it or not: the next run needs another.
+            self.armed = u64::MAX;
+        }
         let state = *self.vm.state();
         let thread = self.kernel.threads.get_mut(tid);
         thread.cpu_time_ns += now.saturating_sub(before);
@@ -156,9 +166,6 @@ impl Sandbox {
             Exit::Forbidden(_) => self.forbidden(tid),
             Exit::Kicked => {
                 self.vm.clear_kick();
-                if now >= self.armed {
-                    self.armed = u64::MAX;
-                }
                 self.kernel.fire_timers(self.kernel.clock.monotonic());
                 self.kernel.wake_sleepers(self.kernel.clock.monotonic());
                 self.vm.harvest(&self.space);
@@ -168,9 +175,13 @@ impl Sandbox {
             }
         }
         if now >= deadline {
-            return Some(RunEnd::TimedOut { detail: self.describe(tid) });
+            return Some(Pause::Ended(RunEnd::TimedOut { detail: self.describe(tid) }));
         }
-        self.over_memory()
+        if let Some(end) = self.over_memory() {
+            return Some(Pause::Ended(end));
+        }
+        let output = exit == Exit::Kicked && watched.is_some_and(|stream| self.kernel.stream_status(stream).output_len > 0);
+        output.then_some(Pause::Output)
     }
 
     fn over_memory(&self) -> Option<RunEnd> {
@@ -182,7 +193,7 @@ impl Sandbox {
     }
 
     /// See to it that a kick comes at the next moment at which something has to be looked at.
-    fn arm(&mut self, kicker: &Kicker, deadline: u64, tid: Tid) {
+    fn arm(&mut self, kicker: &Kicker, deadline: u64, tid: Tid, watched: bool) {
         let mut moment = deadline;
         if let Some(next) = self.kernel.next_deadline() {
             moment = moment.min(self.kernel.clock.to_host(next));
@@ -192,8 +203,8 @@ impl Sandbox {
             let end = *self.kernel.threads.slice_end.get_or_insert(now + SLICE_NS);
             moment = moment.min(self.kernel.clock.to_host(end));
         }
-        if self.dirty_pages_max != u64::MAX && self.armed == u64::MAX {
-            moment = moment.min(host_monotonic() + MEMORY_TICK_NS);
+        if (watched || self.dirty_pages_max != u64::MAX) && self.armed == u64::MAX {
+            moment = moment.min(host_monotonic() + TICK_NS);
         }
         // An earlier kick than needed does no harm: what it should look at is looked at, and the next one is armed.
         if moment < self.armed {

@@ -61,6 +61,8 @@ pub struct ForkOptions {
     pub max_request_memory: u64,
     /// Most pages that stay mapped at a reset.
     pub hot_pages: usize,
+    /// Most mappings that the host may have for it; see [`AddressSpace::limit_host_mappings`].
+    pub host_mappings: usize,
 }
 
 impl Snapshot {
@@ -83,9 +85,14 @@ impl Snapshot {
     /// [`SnapshotError`].
     pub fn fork(&self, options: &ForkOptions) -> Result<Sandbox, SnapshotError> {
         let frozen = &self.frozen;
-        let space = AddressSpace::fork_of(&frozen.memory)?;
+        let mut space = AddressSpace::fork_of(&frozen.memory)?;
+        space.limit_host_mappings(options.host_mappings);
+        let dirty_pages_max = if options.ephemeral { options.max_request_memory / PAGE } else { u64::MAX };
+        space.memory().limit_written(dirty_pages_max);
         let mut vm = Vm::new(&space, options.ephemeral)?;
         vm.set_extended(&frozen.extended)?;
+        // This thread may have run another VM before.
+        vm.restore_segments();
         let mut random = [0; 16];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let mut sandbox = Sandbox {
@@ -97,7 +104,7 @@ impl Snapshot {
             trace: false,
             initial_extended: Arc::clone(&frozen.initial_extended),
             counters: RunCounters::default(),
-            dirty_pages_max: if options.ephemeral { options.max_request_memory / PAGE } else { u64::MAX },
+            dirty_pages_max,
             frozen: Some(Arc::clone(frozen)),
             hot: HotPages::new(options.hot_pages),
             random: (frozen.random_address, random),

@@ -21,6 +21,8 @@ pub enum Skip {
     Page,
     /// The extended state.
     Register,
+    /// The data segments.
+    Segment,
     /// The descriptor table.
     Descriptor,
     /// The mappings.
@@ -66,6 +68,9 @@ impl Sandbox {
         if self.vm.extended()? != frozen.extended {
             return Err(mismatch("the extended state (x87, SSE, AVX)"));
         }
+        if !self.vm.has_fresh_segments() {
+            return Err(mismatch("a data segment"));
+        }
         let theirs = frozen.kernel_text.get_or_init(|| format!("{:?}", frozen.kernel));
         let ours = format!("{:?}", self.kernel);
         match ours.bytes().zip(theirs.bytes()).position(|(a, b)| a != b) {
@@ -77,7 +82,14 @@ impl Sandbox {
 
     fn verify_mappings(&self) -> Result<(), Mismatch> {
         let Some(image) = self.space.image() else { return Ok(()) };
-        let describe = |vma: &Vma| format!("{:x}-{:x} {:?} {:?} {}", vma.start, vma.end, vma.protection, vma.is_private(), vma.label);
+        let describe = |vma: &Vma| {
+            let (offset, private) = match &vma.backing {
+                crate::memory::Backing::File { offset, shared, .. } => (*offset, !shared),
+                crate::memory::Backing::Anonymous => (0, true),
+            };
+            let Vma { start, end, protection, wipe_on_fork, .. } = vma;
+            format!("{start:x}-{end:x} {protection:?} private={private} {offset:x} wipe={wipe_on_fork} {}", name_of(vma))
+        };
         let ours: Vec<String> = self.space.vmas().iter().map(describe).collect();
         let theirs: Vec<String> = image.vmas().iter().map(describe).collect();
         if let Some((a, b)) = ours.iter().zip(&theirs).find(|(a, b)| a != b) {
@@ -93,6 +105,11 @@ impl Sandbox {
         let Some(image) = self.space.image() else { return Ok(()) };
         let (pagemap, base) = (Pagemap::open()?, self.space.host_base());
         let (mut now, mut then) = ([0; PAGE as usize], [0; PAGE as usize]);
+        for (start, end) in self.space.vmas().gaps(0, self.space.size()) {
+            if let Some((page, _)) = pagemap.private_pages(base + start, base + end)?.first() {
+                return Err(mismatch(format!("page {:#x} where nothing is mapped", page - base)));
+            }
+        }
         for vma in self.space.vmas().iter().filter(|vma| vma.is_private()) {
             for (start, end) in pagemap.private_pages(base + vma.start, base + vma.end)? {
                 for address in (start - base..end - base).step_by(PAGE as usize) {

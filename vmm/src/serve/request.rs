@@ -1,6 +1,6 @@
 //! One request through one sandbox: in memory for the warm-up, between a connection and a VM for serving.
 
-use super::connection::{Connection, Progress};
+use super::connection::{Connection, Progress, REQUEST_BUFFER};
 use super::http1::{Body, Request, ResponseFrame};
 use crate::linux::clock::host_monotonic;
 use crate::linux::file::FileId;
@@ -36,6 +36,7 @@ pub fn run_in_memory(sandbox: &mut Sandbox, kicker: &Kicker, listener: FileId, d
         match pause {
             Pause::StreamClosed => break RunEnd::Responded,
             Pause::Ended(end) => break end,
+            Pause::Output => {}
             Pause::Idle if frame.is_complete() => break RunEnd::Responded,
             Pause::Idle if moved || pushed < data.len() && sandbox.kernel().stream_status(stream).input_len == 0 => {}
             Pause::Idle => {
@@ -62,6 +63,8 @@ pub(super) struct Served {
     pub(super) end: RunEnd,
     /// Whether any byte of a response was given to the client.
     pub(super) answered: bool,
+    /// Whether that was a whole response.
+    pub(super) complete: bool,
 }
 
 /// One request between a connection and a VM.
@@ -82,12 +85,16 @@ impl Exchange<'_> {
         let stream = match self.sandbox.kernel_mut().connect_stream(self.connection.listener, &peer) {
             Ok(stream) => stream,
             Err(errno) => {
-                return Served { end: RunEnd::Broken { detail: format!("the program takes no connection: {errno}") }, answered: false };
+                return Served {
+                    end: RunEnd::Broken { detail: format!("the program takes no connection: {errno}") },
+                    answered: false,
+                    complete: false,
+                };
             }
         };
         let opaque = request.body == Body::UntilClose;
         let mut frame = ResponseFrame::new(request.is_head, opaque);
-        let mut upload = Upload { head: request.head, body: request.body, left: 0 };
+        let mut upload = Upload { head: request.head, body: request.body, left: 0, is_wrong: false };
         self.connection.input.drain(..request.head_bytes);
         if let Body::Length(length) = upload.body {
             upload.left = length;
@@ -99,8 +106,16 @@ impl Exchange<'_> {
             let drained = self.drain(stream, &mut frame, &mut answered);
             match pause {
                 Pause::StreamClosed => break RunEnd::Responded,
+                // The program was given its time after the response.
+                Pause::Ended(RunEnd::TimedOut { .. }) if frame.is_complete() => break RunEnd::Responded,
                 Pause::Ended(end) => break end,
+                Pause::Output if frame.is_complete() => {
+                    self.deadline = self.deadline.min(host_monotonic().saturating_add(AFTER_RESPONSE_NS));
+                }
                 Pause::Idle if frame.is_complete() => break RunEnd::Responded,
+                // The client has ended a body that is not one.
+                Pause::Idle | Pause::Output if upload.is_wrong => break RunEnd::ClientGone,
+                Pause::Output => {}
                 Pause::Idle if fed || drained => {}
                 Pause::Idle => {
                     if let Some(end) = self.wait(&upload, opaque) {
@@ -122,7 +137,7 @@ impl Exchange<'_> {
         }
         // Closed without a byte: a gateway says so instead of hanging up.
         let end = if end == RunEnd::Responded && !answered && !opaque { RunEnd::NoAnswer } else { end };
-        Served { end, answered }
+        Served { end, answered, complete: frame.is_complete() }
     }
 
     /// Move request bytes to the program; whether any moved.
@@ -175,7 +190,8 @@ impl Exchange<'_> {
         use rustix::event::{PollFd, PollFlags};
         use std::os::fd::AsFd;
         let mut flags = PollFlags::empty();
-        if (upload.wants_more() || opaque) && !self.connection.ended {
+        // What the program does not take yet stays with the client.
+        if (upload.wants_more() || opaque) && !self.connection.ended && self.connection.input.len() < REQUEST_BUFFER {
             flags |= PollFlags::IN;
         }
         if !self.connection.output.is_empty() {
@@ -209,14 +225,20 @@ struct Upload {
     body: Body,
     /// Body bytes that have not been given yet, where the length is known.
     left: u64,
+    /// What the client sends is not a body.
+    is_wrong: bool,
 }
 
 impl Upload {
     /// How many of these input bytes belong to the body.
-    fn ready(&self, input: &[u8]) -> usize {
+    fn ready(&mut self, input: &[u8]) -> usize {
         match &self.body {
             Body::Length(_) => usize::try_from(self.left).unwrap_or(usize::MAX).min(input.len()),
-            Body::Chunked(chunks) => chunks.clone().take(input).unwrap_or(0),
+            Body::Chunked(chunks) => {
+                let ready = chunks.clone().take(input);
+                self.is_wrong |= ready.is_err();
+                ready.unwrap_or(0)
+            }
             Body::UntilClose => input.len(),
         }
     }

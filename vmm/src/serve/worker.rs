@@ -16,6 +16,7 @@ use super::control::{Command, Control};
 use super::http1::{self, Body, Request};
 use super::request::{Exchange, run_in_memory};
 use crate::config::ServeConfig;
+use crate::limits::VMAS_MAX;
 use crate::linux::clock::host_monotonic;
 use crate::linux::file::FileId;
 use crate::linux::file::stream_host::PeerAddress;
@@ -27,6 +28,10 @@ use crate::stats::{RunCounters, ServeStats};
 const CLIENT_TIME_NS: u64 = 10_000_000_000;
 /// Connections that may wait; beyond that no more are accepted until some have gone.
 const CONNECTIONS_MAX: usize = 8192;
+/// Mappings of a worker process that are not its VMs' memory.
+const OTHER_MAPPINGS: usize = 8192;
+/// Mappings that every VM may have.
+const HOST_MAPPINGS_MIN: usize = 1024;
 /// How often expired connections are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Tokens of the epoll set: listeners from 0, the wake-up, connections from here.
@@ -228,6 +233,7 @@ impl<'a> Thread<'a> {
             ephemeral: shared.config.ephemeral,
             max_request_memory: shared.config.max_request_memory,
             hot_pages: shared.config.hot_pages,
+            host_mappings: (VMAS_MAX - OTHER_MAPPINGS).checked_div(shared.config.threads).unwrap_or(0).max(HOST_MAPPINGS_MIN),
         };
         let mut sandbox = shared.snapshot.fork(&options)?;
         let kicker = sandbox.kicker().map_err(|errno| ServeError::System("make a timer", errno))?;
@@ -394,16 +400,16 @@ impl<'a> Thread<'a> {
                 connection.output = http1::own_response(served.end.http_status(), body);
             }
         }
-        if served.answered && failed {
+        if served.answered && failed && !served.complete {
             // A response that breaks off must not look complete.
             drop(connection);
         } else {
             self.give(connection);
         }
         self.take_notes();
-        let reset = if ephemeral {
+        let reset = if ephemeral && !matches!(served.end, RunEnd::Broken { .. }) {
             self.reset()
-        } else if failed {
+        } else if ephemeral || failed {
             self.renew().map(|()| false)
         } else {
             Ok(false)
@@ -432,6 +438,12 @@ impl<'a> Thread<'a> {
         });
         let started = verified.and_then(|()| self.sandbox.start_over().map_err(|end| end.sentence()));
         match started {
+            Ok(()) if self.sandbox.is_bloated() => {
+                let counters = std::mem::take(&mut self.sandbox.counters);
+                self.renew()?;
+                self.sandbox.counters = counters;
+                Ok(true)
+            }
             Ok(()) => Ok(true),
             Err(message) => {
                 self.shared.control.limited("log", "error", &message);
@@ -446,16 +458,7 @@ impl<'a> Thread<'a> {
 
     /// Throw the VM away and fork another.
     fn renew(&mut self) -> Result<(), ServeError> {
-        // The old kicker must go first: both would set the same thread's flag.
-        let (sandbox, kicker) = {
-            let mut sandbox = self.shared.snapshot.fork(&ForkOptions {
-                ephemeral: self.shared.config.ephemeral,
-                max_request_memory: self.shared.config.max_request_memory,
-                hot_pages: self.shared.config.hot_pages,
-            })?;
-            let kicker = sandbox.kicker().map_err(|errno| ServeError::System("make a timer", errno))?;
-            (sandbox, kicker)
-        };
+        let (sandbox, kicker) = Self::fork(self.shared)?;
         self.kicker = kicker;
         self.sandbox = sandbox;
         Ok(())

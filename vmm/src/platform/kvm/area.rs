@@ -70,7 +70,7 @@ impl Area {
             )
         }?;
         let area = Self { host: host.cast(), bytes, address: area_address(space), space };
-        area.fill_descriptors();
+        area.fill_descriptors(kind);
         area.fill_code(kind);
         area.fill_tables();
         Ok(area)
@@ -142,7 +142,7 @@ impl Area {
         }
     }
 
-    fn fill_descriptors(&self) {
+    fn fill_descriptors(&self, kind: EntryKind) {
         let segment = |access: u64, flags: u64| 0xffff | 0xf << 48 | access << 40 | flags << 52;
         let (long, wide) = (0xa, 0xc);
         // Index 4 (selector 0x23) would be 32-bit user code: absent. SYSRET needs user data and code behind it.
@@ -159,12 +159,14 @@ impl Area {
         let mut tss = vec![0_u8; TSS_BYTES];
         tss[4..12].copy_from_slice(&(self.address + STACK_TOP - 16).to_le_bytes());
         tss[102..104].copy_from_slice(&(TSS_BYTES as u16).to_le_bytes());
-        // A clear bit permits the port to user mode. Where the entry runs in supervisor mode the bit is not needed, but harmless:
-        // an `out` elsewhere is recognised by its address and is the guest's SIGSEGV.
+        // A clear bit permits the port to user mode, which needs it only where the entry runs in user mode; an `out` elsewhere
+        // is recognised by its address and is the guest's SIGSEGV.
         let mut bitmap = vec![0xff_u8; BITMAP_PORTS / 8 + 1];
-        for port in PORT_SYSTEM_CALL..PORT_SYSTEM_CALL + 4 {
-            // `out %eax` moves four bytes: the four ports must be open, though only the first is ever named by our code.
-            bitmap[usize::from(port / 8)] &= !(1 << (port % 8));
+        if kind == EntryKind::UserMode {
+            for port in PORT_SYSTEM_CALL..PORT_SYSTEM_CALL + 4 {
+                // `out %eax` moves four bytes: the four ports must be open, though only the first is ever named by our code.
+                bitmap[usize::from(port / 8)] &= !(1 << (port % 8));
+            }
         }
         tss.extend(bitmap);
         self.store_bytes(TSS, &tss);

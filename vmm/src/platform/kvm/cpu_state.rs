@@ -82,6 +82,14 @@ pub(super) fn supervisor_segments() -> (kvm_segment, kvm_segment) {
     (segment(KERNEL_CS, 11, 0, true), segment(KERNEL_SS, 3, 0, false))
 }
 
+/// Null selectors in DS, ES, FS and GS, as 64-bit programs have them under Linux; the bases of FS and GS stay.
+pub(super) fn clear_data_segments(sregs: &mut kvm_sregs) {
+    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs] {
+        *segment = kvm_segment { base: segment.base, limit: 0xffff_ffff, unusable: 1, ..kvm_segment::default() };
+    }
+    (sregs.ds.base, sregs.es.base) = (0, 0);
+}
+
 /// Long mode with the area's tables, in user mode.
 pub(super) fn special_registers(mut sregs: kvm_sregs, area: &Area) -> kvm_sregs {
     let (code, stack) = user_segments();
@@ -95,8 +103,7 @@ pub(super) fn special_registers(mut sregs: kvm_sregs, area: &Area) -> kvm_sregs 
     sregs.idt.limit = (GATES * 16 - 1) as u16;
     sregs.cs = code;
     sregs.ss = stack;
-    // Data segments are null in 64-bit user mode under Linux, but usable with base 0.
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (stack, stack, stack, stack);
+    clear_data_segments(&mut sregs);
     sregs.tr = kvm_segment {
         base: area.address() + TSS,
         limit: 104 + 16,

@@ -11,7 +11,7 @@ use kvm_ioctls::VmFd;
 use rustix::io::Errno;
 
 /// Bytes of one slot.
-pub(super) const SLOT_BYTES: u64 = 32 << 20;
+pub const SLOT_BYTES: u64 = 32 << 20;
 
 /// The slots of one VM.
 #[derive(Debug, Default)]
@@ -21,16 +21,18 @@ pub(super) struct Memslots {
     /// First address by slot number.
     starts: Vec<u64>,
     log_dirty: bool,
+    /// Where the address space ends.
+    space: u64,
 }
 
 impl Memslots {
     /// Make the slot of the supervisor area, number 0, without dirty logging.
-    pub(super) fn new(vm: &VmFd, area: (u64, u64, u64), log_dirty: bool) -> Result<Self, Errno> {
+    pub(super) fn new(vm: &VmFd, area: (u64, u64, u64), space: u64, log_dirty: bool) -> Result<Self, Errno> {
         let (guest, host, bytes) = area;
         let region = kvm_userspace_memory_region { slot: 0, flags: 0, guest_phys_addr: guest, memory_size: bytes, userspace_addr: host };
         // SAFETY: see the module's header.
         unsafe { vm.set_user_memory_region(region) }.map_err(|error| Errno::from_raw_os_error(error.errno()))?;
-        Ok(Self { numbers: Vec::new(), starts: vec![guest], log_dirty })
+        Ok(Self { numbers: Vec::new(), starts: vec![guest], log_dirty, space })
     }
 
     /// Make sure that `[start, end)` is covered.
@@ -49,7 +51,8 @@ impl Memslots {
                 slot,
                 flags: if self.log_dirty { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
                 guest_phys_addr: address,
-                memory_size: SLOT_BYTES,
+                // The last one ends with the reservation.
+                memory_size: SLOT_BYTES.min(self.space.saturating_sub(address)),
                 userspace_addr: host_base + address,
             };
             // SAFETY: see the module's header.
@@ -58,6 +61,11 @@ impl Memslots {
             self.numbers[position] = Some(slot);
         }
         Ok(())
+    }
+
+    /// How many slots there are besides the supervisor area's.
+    pub(super) fn count(&self) -> usize {
+        self.starts.len() - 1
     }
 
     /// The first address of a slot.

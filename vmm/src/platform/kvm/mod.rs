@@ -8,6 +8,7 @@ mod kick;
 mod layout;
 mod memslots;
 mod probe;
+mod segments;
 mod vcpu;
 
 use std::sync::OnceLock;
@@ -16,6 +17,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 
 pub use kick::{Kick, Kicker};
+pub use memslots::SLOT_BYTES;
 pub use probe::{Capabilities, EntryKind};
 pub use vcpu::Vm;
 

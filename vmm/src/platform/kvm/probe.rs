@@ -93,7 +93,7 @@ fn entry_kind(host: &Host) -> Result<EntryKind, OpenKvmError> {
     let failed = |errno| OpenKvmError::Ioctl("run a probe", errno);
     let vm = host.kvm.create_vm().map_err(OpenKvmError::ioctl("create a VM"))?;
     let area = Area::new(1 << 30, EntryKind::UserMode).map_err(failed)?;
-    let _slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), false).map_err(failed)?;
+    let _slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), 0, false).map_err(failed)?;
     let mut vcpu = vm.create_vcpu(0).map_err(OpenKvmError::ioctl("create a vCPU"))?;
     cpu_state::initialise(&vcpu, &host.cpuid, host.xcr0, &area, None).map_err(failed)?;
     let registers = kvm_bindings::kvm_regs { rip: area.probe(), rflags: 0x202, ..kvm_bindings::kvm_regs::default() };

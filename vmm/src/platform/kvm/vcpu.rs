@@ -8,7 +8,10 @@
 //! UNSAFETY: the union of the kvm_run page holds `kvm_sync_regs` because the capability was checked at start; the page is
 //! mapped as long as the vCPU.
 
-use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_IO, kvm_enable_cap, kvm_regs, kvm_sregs};
+use kvm_bindings::{
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_MMIO,
+    kvm_enable_cap, kvm_regs, kvm_sregs,
+};
 use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 use rustix::io::Errno;
 
@@ -18,7 +21,7 @@ use super::kick::Kicker;
 use super::layout::{PORT_EDITED, PORT_EXCEPTION, PORT_SYSTEM_CALL, SPACE_MAX};
 use super::memslots::Memslots;
 use super::probe::CAP_DIRTY_LOG_RING;
-use super::{Host, OpenKvmError, cpu_state, fault};
+use super::{Host, OpenKvmError, cpu_state, fault, segments};
 use crate::cpu::Registers;
 use crate::limits::{BLOCK, PAGE};
 use crate::memory::{AddressSpace, BlockUse};
@@ -28,6 +31,11 @@ use crate::platform::{Exception, Exit};
 const KVM_RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
 /// Vectors that push an error code.
 const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
+
+/// Vector of the general-protection exception.
+const GENERAL_PROTECTION: u8 = 13;
+/// Pieces of a string I/O instruction that are waited for before the VM is given up.
+const IO_PIECES: usize = 64;
 
 /// What user mode sees of the processor, besides the extended state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,6 +73,10 @@ pub struct Vm {
     /// The state as KVM has it, to know what to hand over.
     loaded: UserState,
     retried_at: Option<u64>,
+    /// KVM's registers are not `loaded` any more.
+    stale: bool,
+    /// KVM's data segments are not the ones in `sregs` any more.
+    stale_segments: bool,
 }
 
 impl Vm {
@@ -87,7 +99,8 @@ impl Vm {
                 .map_err(OpenKvmError::ioctl("enable the dirty ring"))?;
         }
         let area = Area::new(space.size(), host.capabilities.entry).map_err(system("map the supervisor area"))?;
-        let slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), log_dirty).map_err(system("add a memslot"))?;
+        let slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), space.size(), log_dirty)
+            .map_err(system("add a memslot"))?;
         let mut vcpu = vm.create_vcpu(0).map_err(OpenKvmError::ioctl("create a vCPU"))?;
         let sregs = cpu_state::initialise(&vcpu, &host.cpuid, host.xcr0, &area, Some(host_tsc())).map_err(system("set up a vCPU"))?;
         let ring = if log_dirty { Some(DirtyRing::map(&vcpu).map_err(system("map the dirty ring"))?) } else { None };
@@ -95,7 +108,26 @@ impl Vm {
         vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
         vcpu.sync_regs_mut().sregs = sregs;
         let (state, loaded) = (UserState::default(), UserState::default());
-        Ok(Self { vcpu, ring, vm, slots, area, sregs, stopped: Stopped::User, state, loaded, retried_at: None })
+        Ok(Self {
+            vcpu,
+            ring,
+            vm,
+            slots,
+            area,
+            sregs,
+            stopped: Stopped::User,
+            state,
+            loaded,
+            retried_at: None,
+            stale: false,
+            stale_segments: false,
+        })
+    }
+
+    /// Memory slots in use. They are never given back, and cost kernel memory: 0.1 MiB each on shadow-paging hosts.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots.count()
     }
 
     /// A kicker for the calling thread, which is going to run this vCPU.
@@ -148,6 +180,11 @@ impl Vm {
     /// What KVM_RUN says beyond EINTR, EAGAIN and EFAULT; never on a working KVM.
     pub fn run(&mut self, space: &mut AddressSpace) -> Result<Exit, Errno> {
         self.update_tables(space)?;
+        if !is_canonical(self.state.registers.rip) {
+            // Not handed to the processor: VMX refuses to enter with it, and an Intel processor's `sysretq` raises its fault in
+            // supervisor mode, on the user's stack. Everywhere a program gets a general-protection fault.
+            return Ok(Exit::Exception(Exception { vector: GENERAL_PROTECTION, error_code: 0, address: 0 }));
+        }
         loop {
             self.load();
             let run = self.vcpu.get_kvm_run();
@@ -170,7 +207,7 @@ impl Vm {
         registers.rflags = Registers::user_rflags(registers.rflags);
         let returns =
             self.stopped == Stopped::Entry && registers.rcx == registers.rip && Registers::user_rflags(registers.r11) == registers.rflags;
-        let mut sregs_changed = fs_base != self.loaded.fs_base || gs_base != self.loaded.gs_base;
+        let mut sregs_changed = self.stale_segments || fs_base != self.loaded.fs_base || gs_base != self.loaded.gs_base;
         if returns {
             registers.rip = self.area.entry_return();
             // The entry runs with the flags that SFMASK left; sysretq takes the user's from R11.
@@ -179,7 +216,7 @@ impl Vm {
             (self.sregs.cs, self.sregs.ss) = cpu_state::user_segments();
             sregs_changed = true;
         }
-        if returns || self.stopped != Stopped::User || self.state.registers != self.loaded.registers {
+        if returns || self.stale || self.stopped != Stopped::User || self.state.registers != self.loaded.registers {
             self.vcpu.sync_regs_mut().regs = to_kvm(&registers);
             self.vcpu.set_sync_dirty_reg(SyncReg::Register);
         }
@@ -188,6 +225,28 @@ impl Vm {
             self.vcpu.sync_regs_mut().sregs = self.sregs;
             self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
         }
+        (self.stale, self.stale_segments) = (false, false);
+    }
+
+    /// Put the data segments back to those of a fresh process: a program can load selectors into them, which is a way to
+    /// tell something to the next request.
+    pub fn restore_segments(&mut self) {
+        segments::clear();
+        if self.has_selectors() {
+            cpu_state::clear_data_segments(&mut self.sregs);
+            self.stale_segments = true;
+        }
+    }
+
+    /// Whether the data segments are those of a fresh process; to be asked by the thread that runs this vCPU.
+    #[must_use]
+    pub fn has_fresh_segments(&self) -> bool {
+        !self.has_selectors() && segments::are_null()
+    }
+
+    const fn has_selectors(&self) -> bool {
+        let kvm_sregs { ds, es, fs, gs, .. } = &self.sregs;
+        ds.selector | es.selector | fs.selector | gs.selector != 0
     }
 
     /// What an exit means; `None` to run on.
@@ -198,7 +257,7 @@ impl Vm {
         self.state = UserState { registers: from_kvm(&regs), fs_base: sregs.fs.base, gs_base: sregs.gs.base };
         self.stopped = if user_mode { Stopped::User } else { Stopped::Supervisor };
         let exit = match outcome {
-            Ok(()) => self.decode_exit(regs.rip),
+            Ok(()) => self.decode_exit(regs.rip)?,
             Err(Errno::INTR | Errno::AGAIN) => {
                 if self.area.handler_vector(regs.rip).is_some() {
                     // Between the exception and its `out`: finish that first. The kick stays pending in the flag's owner.
@@ -251,9 +310,9 @@ impl Vm {
         Ok(Exit::Forbidden("an exception handler that does not finish"))
     }
 
-    fn decode_exit(&mut self, rip: u64) -> Option<Exit> {
+    fn decode_exit(&mut self, rip: u64) -> Result<Option<Exit>, Errno> {
         let run = self.vcpu.get_kvm_run();
-        match run.exit_reason {
+        let exit = match run.exit_reason {
             KVM_EXIT_IO => {
                 // SAFETY: exit_reason says that this member of the union is valid.
                 let io = unsafe { run.__bindgen_anon_1.io };
@@ -265,15 +324,43 @@ impl Vm {
                         let registers = &mut self.state.registers;
                         registers.rip = registers.rcx;
                         registers.rflags = registers.r11;
-                        Some(Exit::SystemCall)
+                        Exit::SystemCall
                     }
-                    PORT_EXCEPTION if self.area.handler_vector(rip).is_some() => Some(self.decode_exception(rip)),
-                    _ => Some(Exit::Forbidden("an I/O instruction")),
+                    PORT_EXCEPTION if self.area.handler_vector(rip).is_some() => self.decode_exception(rip),
+                    _ => {
+                        self.finish_io()?;
+                        Exit::Forbidden("an I/O instruction")
+                    }
                 }
             }
-            KVM_EXIT_DIRTY_RING_FULL => Some(Exit::Kicked),
-            _ => Some(Exit::Forbidden("an instruction that cannot be run in a virtual machine")),
+            KVM_EXIT_MMIO => {
+                self.finish_io()?;
+                Exit::Forbidden("an access that no memory answers")
+            }
+            KVM_EXIT_DIRTY_RING_FULL => Exit::Kicked,
+            KVM_EXIT_INTERNAL_ERROR | KVM_EXIT_HLT => Exit::Forbidden("an instruction that cannot be run in a virtual machine"),
+            // A shutdown, an entry that failed: nothing is known of the processor's state any more.
+            _ => return Err(Errno::IO),
+        };
+        Ok(Some(exit))
+    }
+
+    /// Let KVM finish an access that is not answered: it would otherwise complete it in the next run, over the registers
+    /// of whoever runs then.
+    fn finish_io(&mut self) -> Result<(), Errno> {
+        self.stale = true;
+        for _ in 0..IO_PIECES {
+            // A kick that comes meanwhile is lost; the run loop arms its timer again when it sees that the moment has passed.
+            let kicked = std::mem::replace(&mut self.vcpu.get_kvm_run().immediate_exit, 1);
+            let outcome = self.vcpu.run().map(|_| ()).map_err(|error| Errno::from_raw_os_error(error.errno()));
+            self.vcpu.get_kvm_run().immediate_exit = kicked;
+            match outcome {
+                // A string instruction goes on with its next piece.
+                Ok(()) => {}
+                Err(_) => return Ok(()),
+            }
         }
+        Err(Errno::IO)
     }
 
     fn decode_exception(&mut self, rip: u64) -> Exit {
@@ -295,7 +382,7 @@ impl Vm {
     fn decode_fault(&mut self, space: &AddressSpace) -> Option<Exit> {
         self.normalise_entry();
         let UserState { registers, fs_base, gs_base } = self.state;
-        let found = fault::find(space, &registers, fs_base, gs_base);
+        let found = fault::find(space, &registers, (fs_base, gs_base), &|| self.extended().unwrap_or_default());
         if found.is_none() && self.retried_at != Some(registers.rip) {
             // Nothing wrong to be seen: mappings may have changed under KVM's feet. Once more.
             self.retried_at = Some(registers.rip);
@@ -401,6 +488,11 @@ impl Vm {
             unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
         }
     }
+}
+
+/// Whether bits 47 to 63 of an address are alike.
+const fn is_canonical(address: u64) -> bool {
+    (address.cast_signed() << 16 >> 16).cast_unsigned() == address
 }
 
 fn host_tsc() -> u64 {

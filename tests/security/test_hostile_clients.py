@@ -1,0 +1,146 @@
+"""Hostile clients: whatever they send or leave out, nobody else notices, and nothing is kept for them."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Guests, Kvmserver, Service, exchange, free_port, wait_until
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+REQUEST_TIME_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def service(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
+    """A server that can also answer slowly, hugely, or not at all."""
+    port = free_port()
+    options = ["--max-request-time", f"{REQUEST_TIME_S:g}"]
+    started = installed.serve([guests.c("failures"), str(port)], port, *options, threads=2, warmup=10)
+    yield started
+    installed.stop(started)
+
+
+def children(pid: int) -> list[int]:
+    """All processes below one."""
+    direct = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in direct] + [below for child in direct for below in children(int(child))]
+
+
+def descriptors(service: Service) -> int:
+    """Open descriptors of the server's processes."""
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in children(service.process.pid))
+
+
+def resident_mib(service: Service) -> float:
+    """Memory of the server's processes."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children(service.process.pid))
+    return pages * 4096 / (1 << 20)
+
+
+def check(service: Service) -> None:
+    assert {service.ask().body for _ in range(4)} == {"11\n"}
+
+
+def test_ten_thousand_connections_leave_no_descriptor(service: Service) -> None:
+    check(service)
+    before = descriptors(service)
+    for turn in range(10_000):
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            if turn % 3 == 1:
+                client.send(b"GET / HT")
+            if turn % 30 == 2:
+                client.send(GET)
+    wait_until(lambda: descriptors(service) <= before + 2, 15, "descriptors are closed")
+    check(service)
+
+
+@pytest.mark.parametrize("path", ["/", "/slow/300", "/big/20000000", "/loop"])
+def test_clients_that_vanish(path: str, service: Service) -> None:
+    before = descriptors(service)
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            time.sleep(0.01)
+    wait_until(lambda: descriptors(service) <= before + 2, 40, "descriptors are closed")
+    check(service)
+
+
+def test_a_half_closed_client_is_answered(service: Service) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(b"GET /slow/100 HTTP/1.1\r\nHost: x\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 200") and received.endswith(b"11\n")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: x\n\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused(request_bytes: bytes, service: Service) -> None:
+    status = exchange(service.port, request_bytes).split(b" ")[1]
+    assert status in (b"400", b"431", b"501")
+    check(service)
+
+
+def test_garbage_behind_a_request_is_no_request(service: Service) -> None:
+    received = exchange(service.port, GET + b"\x00garbage" * 1000 + GET)
+    assert received.count(b"HTTP/1.1 200") == 1
+    check(service)
+
+
+@pytest.mark.parametrize("path", ["/loop", "/sleep"])
+@pytest.mark.parametrize("body", [b"x" * 65536, b"10000\r\n" + b"x" * 65536 + b"\r\n"])
+def test_an_upload_that_the_program_does_not_read_is_not_kept(path: str, body: bytes, service: Service) -> None:
+    """The client sends as much as it can for as long as the run lasts."""
+    before = resident_mib(service)
+    framing = b"Transfer-Encoding: chunked" if body[0] == ord("1") else b"Content-Length: 100000000000"
+    most = 0.0
+    with socket.create_connection(("127.0.0.1", service.port), timeout=REQUEST_TIME_S + 5) as client:
+        client.settimeout(0.05)
+        client.send(f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode() + framing + b"\r\n\r\n")
+        end, rest = time.monotonic() + REQUEST_TIME_S + 1, b""
+        while time.monotonic() < end:
+            try:
+                rest = rest or body
+                rest = rest[client.send(rest) :]
+            except TimeoutError:
+                most = max(most, resident_mib(service))
+            except OSError:
+                break
+    assert max(most, resident_mib(service)) < before + 100
+    check(service)
+
+
+def test_chunks_that_turn_bad_end_the_upload(service: Service) -> None:
+    """The first MiB is fine and the rest is not; nobody may collect it."""
+    before = resident_mib(service)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=REQUEST_TIME_S + 5) as client:
+        client.sendall(b"POST /sleep HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        end = time.monotonic() + REQUEST_TIME_S + 1
+        try:
+            client.sendall((b"8000\r\n" + b"x" * 32768 + b"\r\n") * 32)
+            while time.monotonic() < end:
+                client.sendall(b"not a chunk" * 4096)
+        except OSError:
+            pass
+    assert resident_mib(service) < before + 100
+    check(service)
+
+
+def test_a_hundred_megabytes_arrive(service: Service) -> None:
+    received = exchange(service.port, b"GET /big/100000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert len(received.partition(b"\r\n\r\n")[2]) == 100_000_000
+    check(service)
