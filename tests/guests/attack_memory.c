@@ -69,7 +69,7 @@ static char *fresh(size_t pages, int protection)
 static void edges(void)
 {
     /* Only ends that are wrong in any address space, Linux's 128 TiB and ours. */
-    static const unsigned long starts[] = {0, 0x40000000, 0x7fffffffe000, 1ul << 63, -PAGE};
+    static const unsigned long starts[] = {0, 0x10000, 0x7fffffffe000, 1ul << 63, -PAGE};
     static const unsigned long lengths[] = {0, 0x7fffffffe000, 0x7ffffffff000, 1ul << 47, 1ul << 63, -PAGE, ~0ul};
     for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) {
         for (size_t j = 0; j < sizeof lengths / sizeof *lengths; j++) {

@@ -73,7 +73,8 @@ def test_a_half_closed_client_is_answered(service: Service) -> None:
         client.sendall(b"GET /slow/100 HTTP/1.1\r\nHost: x\r\n\r\n")
         client.shutdown(socket.SHUT_WR)
         received = b"".join(iter(lambda: client.recv(65536), b""))
-    assert received.startswith(b"HTTP/1.1 200") and received.endswith(b"11\n")
+    assert received.startswith(b"HTTP/1.1 200")
+    assert received.endswith(b"11\n")
 
 
 @pytest.mark.parametrize(
