@@ -36,6 +36,8 @@ pub struct Channel {
     pieces: VecDeque<u32>,
     /// The host holds one side by this channel's id: it stays even when both sides have ended.
     pub held: bool,
+    /// An end that has shut down its writing still counts by it: it stays until that end closes.
+    pub kept: bool,
     /// The connection whose reading side it is has been accepted.
     pub accepted: bool,
     /// The reader takes nothing more (`shutdown(SHUT_RD)` of a unix socket), though it may still read what is here.
@@ -248,9 +250,17 @@ impl Channels {
         self.collect(id);
     }
 
+    /// An end that had shut down its writing closes.
+    pub fn let_go(&mut self, id: ChannelId) {
+        if let Ok(channel) = self.get_mut(id) {
+            channel.kept = false;
+        }
+        self.collect(id);
+    }
+
     fn collect(&mut self, id: ChannelId) {
         if let Some(slot) = self.slots.get_mut(id.0 as usize)
-            && slot.as_ref().is_some_and(|channel| channel.readers == 0 && channel.writers == 0 && !channel.held)
+            && slot.as_ref().is_some_and(|channel| channel.readers == 0 && channel.writers == 0 && !channel.held && !channel.kept)
         {
             *slot = None;
         }

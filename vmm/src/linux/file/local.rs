@@ -163,6 +163,7 @@ impl Files {
             self.channels.tell(outgoing);
         }
         if shut_write {
+            self.channel(outgoing)?.kept = true;
             self.channels.drop_writer(outgoing);
         }
         Ok(())
@@ -182,7 +183,9 @@ impl Files {
             }
         }
         self.channels.drop_reader(end.incoming);
-        if !end.write_shut {
+        if end.write_shut {
+            self.channels.let_go(end.outgoing);
+        } else {
             self.channels.drop_writer(end.outgoing);
         }
     }

@@ -47,8 +47,7 @@ impl Files {
     fn pair_readiness(&self, end: &super::local::PairEnd) -> Readiness {
         match (self.channels.get(end.incoming), self.channels.get(end.outgoing)) {
             (Ok(incoming), Ok(outgoing)) => end.readiness(incoming, outgoing),
-            // This end keeps both of its channels alive, except one that it has shut down itself.
-            (Ok(incoming), Err(_)) => end.readiness(incoming, &super::channel::Channel::default()),
+            // An end keeps both of its channels alive.
             _ => Readiness::of(PollEvents::ERR | PollEvents::HUP),
         }
     }
