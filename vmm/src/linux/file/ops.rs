@@ -414,13 +414,14 @@ fn check_connected(call: &mut Call<'_>, file: FileId, wanted: u64, flags: SendFl
 fn part_datagram(call: &mut Call<'_>, file: FileId) -> Errno {
     let files = &mut call.kernel.files;
     let Ok(Some(end)) = files.get_mut(file).map(|slot| slot.file.pair_mut()) else { return Errno::BADF };
-    if end.reset {
-        return Errno::NOTCONN;
-    }
+    let (known, incoming, outgoing) = (end.reset, end.incoming, end.outgoing);
     end.reset = true;
-    let (incoming, outgoing) = (end.incoming, end.outgoing);
+    // The message was made before it turned out that it goes nowhere; that it is gone again is room.
     if let Ok(channel) = files.channel(outgoing) {
         channel.room += 1;
+    }
+    if known {
+        return Errno::NOTCONN;
     }
     if let Ok(channel) = files.channel(incoming) {
         while !channel.messages.is_empty() {
