@@ -148,14 +148,24 @@ impl Sandbox {
 
     /// What a run needs that is not part of the snapshot: its own time and its own randomness.
     pub(super) fn begin(&mut self) -> Result<(), Errno> {
-        let Some(frozen) = &self.frozen else { return Ok(()) };
-        self.kernel.clock.resume_at(frozen.instant);
+        if self.frozen.is_none() {
+            return Ok(());
+        }
         let (address, bytes) = self.random;
         if address != 0 {
             self.space.memory().write_bytes(address, &bytes)?;
         }
-        self.update_clock_page();
+        self.resume_clock();
         Ok(())
+    }
+
+    /// CLOCK_MONOTONIC goes on from the snapshot's instant now: a VM that waited for its request has not lived meanwhile, or
+    /// every interval timer of the program would be overdue.
+    pub fn resume_clock(&mut self) {
+        if let Some(frozen) = &self.frozen {
+            self.kernel.clock.resume_at(frozen.instant);
+            self.update_clock_page();
+        }
     }
 
     /// Tell the vDSO how to make the guest's clocks of the processor's counter.

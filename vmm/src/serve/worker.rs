@@ -385,6 +385,9 @@ impl<'a> Thread<'a> {
         let started = host_monotonic();
         let deadline = started.saturating_add(self.shared.config.max_request_time_ns);
         let ephemeral = self.shared.config.ephemeral;
+        if ephemeral {
+            self.sandbox.resume_clock();
+        }
         let served =
             Exchange { sandbox: &mut self.sandbox, kicker: &self.kicker, connection: &mut connection, deadline, ephemeral }.serve(request);
         self.sandbox.counters.run_ns = host_monotonic().saturating_sub(started);
