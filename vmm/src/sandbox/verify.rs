@@ -1,6 +1,7 @@
 //! `--verify-reset`: compare the whole VM with the snapshot.
 //!
-//! Everything is: every page of the address space (each private page must be in the dirty set *and* equal), the list of
+//! Everything is: every page of the address space (each private page must equal the snapshot's; a page may be private
+//! without having been written, where a kick came between KVM's taking the page and the guest's store), the list of
 //! mappings and the program break, the kernel's data (threads with their registers, signals, timers, descriptors, files,
 //! epoll sets, futexes, working directory, limits, names), the extended state, and the snapshot's own memfd.
 
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 
 use super::Sandbox;
 use crate::limits::PAGE;
-use crate::memory::{Pagemap, Vma};
+use crate::memory::{Backing, MemoryImage, Pagemap, Vma};
 
 /// What a reset may be made to forget, to test that [`Sandbox::verify`] finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +85,8 @@ impl Sandbox {
         let Some(image) = self.space.image() else { return Ok(()) };
         let describe = |vma: &Vma| {
             let (offset, private) = match &vma.backing {
-                crate::memory::Backing::File { offset, shared, .. } => (*offset, !shared),
-                crate::memory::Backing::Anonymous => (0, true),
+                Backing::File { offset, shared, .. } => (*offset, !shared),
+                Backing::Anonymous => (0, true),
             };
             let Vma { start, end, protection, wipe_on_fork, .. } = vma;
             format!("{start:x}-{end:x} {protection:?} private={private} {offset:x} wipe={wipe_on_fork} {}", name_of(vma))
@@ -113,22 +114,37 @@ impl Sandbox {
         for vma in self.space.vmas().iter().filter(|vma| vma.is_private()) {
             for (start, end) in pagemap.private_pages(base + vma.start, base + vma.end)? {
                 for address in (start - base..end - base).step_by(PAGE as usize) {
-                    if !self.space.memory().dirty().contains(address / PAGE) {
-                        return Err(mismatch(format!("page {address:#x} of {} (written, but in no dirty set)", name_of(vma))));
-                    }
                     if vma.protection.is_empty() {
                         continue;
                     }
                     self.space.memory().read_bytes(address, &mut now)?;
-                    image.read_page(address, &mut then);
+                    pristine(image, vma, address, &mut then)?;
                     if let Some(at) = now.iter().zip(&then).position(|(a, b)| a != b) {
-                        return Err(mismatch(format!("byte {:#x} of {}", address + at as u64, name_of(vma))));
+                        let known = if self.space.memory().dirty().contains(address / PAGE) { "" } else { " (in no dirty set)" };
+                        return Err(mismatch(format!("byte {:#x} of {}{known}", address + at as u64, name_of(vma))));
                     }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// What a page of a mapping holds in the snapshot: the image's content, else the file's, else zeros.
+fn pristine(image: &MemoryImage, vma: &Vma, address: u64, page: &mut [u8; PAGE as usize]) -> Result<(), Errno> {
+    image.read_page(address, page);
+    if let Backing::File { file, offset, .. } = &vma.backing
+        && !image.holds(address)
+    {
+        let mut filled = 0;
+        while filled < page.len() {
+            match rustix::io::pread(file, &mut page[filled..], offset + (address - vma.start) + filled as u64)? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The text around a position, for a report.
@@ -138,8 +154,8 @@ fn around(text: &str, at: usize) -> String {
 
 fn name_of(vma: &Vma) -> String {
     match &vma.backing {
-        crate::memory::Backing::File { name, .. } => name.to_string(),
-        crate::memory::Backing::Anonymous if vma.label.is_empty() => "anonymous memory".into(),
-        crate::memory::Backing::Anonymous => vma.label.into(),
+        Backing::File { name, .. } => name.to_string(),
+        Backing::Anonymous if vma.label.is_empty() => "anonymous memory".into(),
+        Backing::Anonymous => vma.label.into(),
     }
 }

@@ -40,12 +40,13 @@ struct Window {
 pub(super) struct Control {
     socket: OwnedFd,
     worker: u32,
-    window: Mutex<Window>,
+    /// One window for what programs do, one for failures of ours: a noisy program must not hide them.
+    windows: [Mutex<Window>; 2],
 }
 
 impl Control {
     pub(super) fn new(fd: BorrowedFd<'_>, worker: u32) -> Result<Self, Errno> {
-        Ok(Self { socket: rustix::io::fcntl_dupfd_cloexec(fd, 3)?, worker, window: Mutex::default() })
+        Ok(Self { socket: rustix::io::fcntl_dupfd_cloexec(fd, 3)?, worker, windows: Default::default() })
     }
 
     pub(super) const fn socket(&self) -> &OwnedFd {
@@ -80,7 +81,7 @@ impl Control {
     /// A line that a guest can cause.
     pub(super) fn limited(&self, event: &str, level: &str, message: &str) {
         let dropped = {
-            let mut window = self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut window = self.windows[usize::from(level == "error")].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let now = host_monotonic();
             if now.saturating_sub(window.since) > WINDOW_NS {
                 *window = Window { since: now, lines: 0, dropped: window.dropped };
