@@ -272,13 +272,9 @@ impl Vm {
             Err(Errno::FAULT) => self.decode_fault(space),
             Err(errno) => return Err(errno),
         };
+        self.loaded = self.state;
         if exit.is_some() {
-            self.loaded = self.state;
-            if !matches!(exit, Some(Exit::MemoryFault(_))) {
-                self.retried_at = None;
-            }
-        } else {
-            self.loaded = self.state;
+            self.retried_at = None;
         }
         Ok(exit)
     }
