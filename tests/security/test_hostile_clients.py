@@ -145,3 +145,18 @@ def test_a_hundred_megabytes_arrive(service: Service) -> None:
     received = exchange(service.port, b"GET /big/100000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert len(received.partition(b"\r\n\r\n")[2]) == 100_000_000
     check(service)
+
+
+@pytest.mark.parametrize("size", range(16 << 20, 24 << 20, 768 << 10))
+def test_a_response_is_whole_although_its_client_waits_before_it_reads(service: Service, size: int) -> None:
+    """The program has closed its stream long before: what our buffer had no room for must not be lost with it."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        client.settimeout(10)
+        client.connect(("127.0.0.1", service.port))
+        client.sendall(b"GET /big/%d HTTP/1.1\r\nHost: x\r\n\r\n" % size)
+        time.sleep(0.3)
+        received = bytearray()
+        while piece := client.recv(1 << 20):
+            received += piece
+    assert len(received.partition(b"\r\n\r\n")[2]) == size

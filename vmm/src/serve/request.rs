@@ -103,7 +103,7 @@ impl Exchange<'_> {
         let end = loop {
             let fed = self.feed(stream, &mut upload);
             let pause = self.sandbox.run(self.kicker, self.deadline, Some(stream));
-            let drained = self.drain(stream, &mut frame, &mut answered);
+            let drained = self.connection.output.len() <= RESPONSE_BUFFER && self.drain(stream, &mut frame, &mut answered);
             match pause {
                 Pause::StreamClosed => break RunEnd::Responded,
                 // The program was given its time after the response.
@@ -124,6 +124,9 @@ impl Exchange<'_> {
                 }
             }
         };
+        // Whatever the program has written before its end belongs to the response, however slow the client is: at most what
+        // the stream holds.
+        self.drain(stream, &mut frame, &mut answered);
         // A program that writes less than a head and closes: its bytes are passed on as they are.
         if end == RunEnd::Responded {
             let rest = frame.held_back();
@@ -167,9 +170,6 @@ impl Exchange<'_> {
 
     /// Move response bytes to the connection; whether any moved.
     fn drain(&mut self, stream: StreamHandle, frame: &mut ResponseFrame, answered: &mut bool) -> bool {
-        if self.connection.output.len() > RESPONSE_BUFFER {
-            return false;
-        }
         let piece = self.sandbox.kernel_mut().stream_take(stream, RESPONSE_BUFFER);
         if piece.is_empty() {
             return false;
