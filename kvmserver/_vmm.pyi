@@ -13,8 +13,8 @@ class VmmError(Exception):
     """Something failed on the host's side; ``args`` is ``(kind, message, hint)``.
 
     ``kind`` is one of ``"program_not_found"`` (exit code 127), ``"program_not_executable"`` (126), ``"kvm"``,
-    ``"listen"``, ``"snapshot"``, ``"config"``, ``"system"``; ``message`` is one sentence in lower case without a
-    final period; ``hint`` says what to do and may be empty.
+    ``"listen"``, ``"snapshot"``, ``"storage"``, ``"config"``, ``"system"``; ``message`` is one sentence in lower case
+    without a final period; ``hint`` says what to do and may be empty.
     """
 
 def probe() -> str:
@@ -30,11 +30,46 @@ def syscall_table() -> str:
     """
 
 @final
+class Storage:
+    """The storage program's VM, before and beside the request VMs."""
+
+    def __new__(cls, config: str) -> Storage:
+        """Load the storage program. Raises VmmError.
+
+        ``config`` is the JSON of ``{"sandbox": a SandboxConfig, "max_call_time_ns": 8000000000, "boot_time_ns":
+        20000000000, "one_to_one": false}``; other keys are ignored.
+        """
+
+    def boot(self, timeout_ns: int) -> str:
+        """Run until the program waits for its first call or ends; JSON of a RunEnd.
+
+        ``{"end": "waiting", "init_ns": 416000000}`` or one of the ends of Sandbox.boot apart from ``"ready"``. Every
+        form may carry ``"notes": ["..."]``. After ``"waiting"`` it goes on running in a thread of its own in this
+        process until suspend().
+        """
+
+    def suspend(self) -> None:
+        """Stop the program and its thread, so that the process can be forked. Calls fail with EAGAIN meanwhile.
+
+        Raises VmmError of kind ``"storage"`` if the program is dead.
+        """
+
+    def discard(self) -> None:
+        """Let go of everything it holds in this process.
+
+        Its connections stay open in a process that was forked before. Doing it again does nothing.
+        """
+
+@final
 class Sandbox:
     """The master: one VM with its kernel and program, before the snapshot."""
 
-    def __new__(cls, config: str) -> Sandbox:
-        """Load a program. ``config`` is the JSON of a SandboxConfig. Raises VmmError."""
+    def __new__(cls, config: str, storage: Storage | None = None) -> Sandbox:
+        """Load a program. ``config`` is the JSON of a SandboxConfig. Raises VmmError.
+
+        Its ``"gate"`` is null, ``{"role": "caller"}`` for a program whose calls go to ``storage``, or ``{"role":
+        "storage", "lanes": 4}`` for the storage program of that many request VMs.
+        """
 
     def boot(self, timeout_ns: int) -> str:
         """Run until the program is ready or ends; JSON of a RunEnd.
@@ -44,7 +79,8 @@ class Sandbox:
         ``{"end": "killed", "signal": 11, "detail": "..."}``, ``{"end": "timed_out", "detail": "..."}``,
         ``{"end": "out_of_memory", "detail": "..."}``, ``{"end": "deadlocked", "detail": "..."}``,
         ``{"end": "broken", "detail": "..."}``. Every form may carry
-        ``"refused_listen": {"address", "port", "error"}`` when a bind of the program failed on the host.
+        ``"refused_listen": {"address", "port", "error"}`` when a bind of the program failed on the host, and
+        ``"notes": ["..."]``; one that begins with "the storage program " tells that the storage program has died.
         With ``timeout_ns`` 0 there is no limit (a program that is not a server).
         """
 
@@ -68,12 +104,16 @@ class Snapshot:
     def open_listeners(self) -> None:
         """Start listening on the sockets the program asked for (before the workers are forked)."""
 
-    def serve(self, config: str) -> str:
+    def serve(self, config: str, storage: Storage | None = None) -> str:
         """Serve in this process until drained or told to stop; JSON of the final ServeStats.
+
+        Calls go to ``storage``, which was suspended before the fork and goes on here; without it, and with
+        ``"storage"`` in the configuration, the storage program is started anew.
 
         ``config`` is the JSON of a ServeConfig: ``{"threads": 2, "ephemeral": true, "verify_reset": false,
         "max_request_time_ns": ..., "max_request_memory": ..., "limit_request_memory": ..., "hot_pages": 1024,
-        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0, "prime": ["GET / HTTP/1.1..."]}``.
+        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0, "prime": ["GET / HTTP/1.1..."],
+        "storage": null or what Storage is made of}``.
 
         ``control_fd`` is a SOCK_STREAM socket that carries one JSON object a line, both ways. To the worker:
         ``{"do": "drain"}``, ``{"do": "stats"}``. From the worker: ``{"event": "ready", "worker": 0}``,

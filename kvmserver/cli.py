@@ -1,4 +1,4 @@
-"""The command line: ``kvmserver [OPTIONS] run PROGRAM [ARGS...]``, ``demo`` and ``doctor``.
+"""The command line: ``kvmserver [OPTIONS] [storage PROGRAM [ARGS...] ++] run PROGRAM [ARGS...]``, ``demo``, ``doctor``.
 
 Parses, calls, prints, and turns every failure into one sentence and an exit code. The options come from the table in
 options.py; only ``--config`` and ``--print-config`` exist here alone, since neither makes sense in the file.
@@ -6,17 +6,22 @@ options.py; only ``--config`` and ``--print-config`` exist here alone, since nei
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kvmserver import config, errors
+from kvmserver.config import Given
 from kvmserver.errors import EXIT_SIGNAL_BASE, EXIT_USAGE, KvmserverError, UsageError
-from kvmserver.options import BARE, GROUPS, OBSERVING, PROGRAM, ROW_OF_NAME, ROWS, Kind, Row
+from kvmserver.options import BARE, GROUPS, OBSERVING, ONE_TO_ONE, PROGRAM, PROGRAM_ROWS, ROW_OF_NAME, ROWS, Kind, Row
 
 SIGINT = 2
+
+# Between the storage program's words and the command ``run``.
+SEPARATOR = "++"
+STORAGE_FORM = "kvmserver [OPTIONS] storage [OPTIONS] PROGRAM [ARGS...] ++ run [OPTIONS] PROGRAM [ARGS...]"
 
 
 def option_words(row: Row) -> str:
@@ -42,7 +47,7 @@ def mark_bare_grants(words: Sequence[str]) -> list[str]:
     """Turn ``--allow-read`` without ``=`` into a form that click cannot join with the next word.
 
     Only kvmserver's own options are looked at: the walk ends at the first word that is neither an option nor the
-    value of one, which is the command.
+    value of one, which is the command, or the program where ``words`` are those after the command.
     """
     bare = {row.flag_name for row in ROWS if row.opt.kind is Kind.GRANT}
     result: list[str] = []
@@ -64,6 +69,45 @@ def _takes_next_word(word: str) -> bool:
     letters = word[1:] if word.startswith("-") else ""
     first = next((index for index, letter in enumerate(letters) if letter in with_value), None)
     return first is not None and first == len(letters) - 1
+
+
+def split_at_run(words: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The words of the storage program, and those after ``++ run`` (None where that is missing).
+
+    Any other ``++`` is a word of one of the programs: every one that is not followed by ``run``, and all that come
+    after the first that is.
+    """
+    for index, word in enumerate(words):
+        if word == SEPARATOR and words[index + 1 : index + 2] == ["run"]:
+            return list(words[:index]), list(words[index + 2 :])
+    return list(words), None
+
+
+class _ProgramCommand(click.Command):
+    """``run`` or ``storage``: options of one program, then its words, which are not looked at."""
+
+    rows: Sequence[Row] = PROGRAM_ROWS
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, mark_bare_grants(args))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Options for this program alone"):
+            rows = [(option_words(row), row.opt.help) for row in self.rows]
+            formatter.write_dl([*rows, ("-h, --help", "Print this help.")])
+
+
+class _StorageCommand(_ProgramCommand):
+    """``storage PROGRAM [ARGS...] ++ run PROGRAM [ARGS...]``."""
+
+    rows = (ONE_TO_ONE, *PROGRAM_ROWS)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), SEPARATOR, "run ..."]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, ctx.obj.words_of_run = split_at_run(args)
+        return super().parse_args(ctx, own)
 
 
 class _Main(click.Group):
@@ -99,7 +143,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
 @click.group(
     cls=_Main,
     invoke_without_command=True,
-    subcommand_metavar="run PROGRAM [ARGS...] | demo | doctor",
+    subcommand_metavar="[storage PROGRAM [ARGS...] ++] run PROGRAM [ARGS...] | demo | doctor",
     params=[_click_option(row) for row in ROWS],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
@@ -111,6 +155,7 @@ def command_line(ctx: click.Context, /, config_file: Path | None, print_config: 
     """Serve every HTTP request from a fresh fork of a warmed-up Linux program in a KVM virtual machine.
 
     Durations and sizes take suffixes (250ms, 64MiB); bare numbers are seconds and MiB. Every flag has a --no- form.
+    Permissions, --env and --cwd may also stand after run or storage, and then are for that program alone.
     """
     ctx.obj = _Request(
         {row.name: given[row.field] for row in ROWS if _is_given(given[row.field])}, config_file, print_config
@@ -130,14 +175,17 @@ class _Request:
         self.given = given
         self.file = file
         self.print_only = print_only
+        self.words_of_run: list[str] | None = None
 
-    def run(self, program: str | None, arguments: Sequence[str]) -> int:
-        """Run ``program`` (or the one of the file) and return the exit code."""
-        merged = config.load(self.given, self.file, program, arguments)
+    def run(self, program: Given | None, storage: Given | None = None) -> int:
+        """Run the programs (or those of the file) and return the exit code."""
+        merged = config.load(self.given, self.file, program, storage)
         if self.print_only:
-            click.echo(config.print_config(merged), nl=False)
+            from kvmserver import config_text
+
+            click.echo(config_text.as_toml(merged), nl=False)
             return 0
-        if merged.program is None:
+        if merged.run is None:
             raise UsageError(
                 "no program to run", "kvmserver [OPTIONS] run PROGRAM [ARGS...], or a [run] table in kvmserver.toml"
             )
@@ -146,17 +194,48 @@ class _Request:
         return supervisor.run(merged)
 
 
+def _given(program: str, args: Sequence[str], options: Mapping[str, Any], one_to_one: bool | None = None) -> Given:
+    chosen = {row.name: options[row.field] for row in PROGRAM_ROWS if _is_given(options[row.field])}
+    return Given(program, args, chosen, one_to_one)
+
+
+_PROGRAM_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+
+
 @command_line.command(
-    context_settings={"allow_interspersed_args": False},
-    options_metavar="",
+    cls=_ProgramCommand,
+    context_settings=_PROGRAM_SETTINGS,
+    params=[_click_option(row) for row in PROGRAM_ROWS],
     short_help="Run a program; all that follows it is its own.",
 )
 @click.argument("program")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def run(ctx: click.Context, program: str, args: tuple[str, ...]) -> None:
+def run(ctx: click.Context, /, program: str, args: tuple[str, ...], **given: object) -> None:
     """Run PROGRAM with ARGS in a VM; if it is a server, serve every request from a fork of it."""
-    ctx.exit(ctx.obj.run(program, args))
+    ctx.exit(ctx.obj.run(_given(program, args, given)))
+
+
+@command_line.command(
+    cls=_StorageCommand,
+    context_settings=_PROGRAM_SETTINGS,
+    params=[_click_option(row) for row in _StorageCommand.rows],
+    short_help="Run a storage program beside the other: storage PROGRAM ++ run PROGRAM.",
+)
+@click.argument("program", required=False, metavar="PROGRAM")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def storage(
+    ctx: click.Context, /, program: str | None, args: tuple[str, ...], one_to_one: bool | None, **given: object
+) -> None:
+    """Run PROGRAM with ARGS in a VM that is never reset, for the program after run to call."""
+    if program is None:
+        raise UsageError("'storage' names no program", STORAGE_FORM)
+    if ctx.obj.words_of_run is None:
+        raise UsageError(f"the storage program {program!r} is not followed by '++ run PROGRAM'", STORAGE_FORM)
+    with run.make_context("run", ctx.obj.words_of_run, parent=ctx.parent) as other:
+        caller = _given(**{name: other.params[name] for name in ("program", "args")}, options=other.params)
+    ctx.exit(ctx.obj.run(caller, _given(program, args, given, one_to_one)))
 
 
 @command_line.command(short_help="Serve a counter that cannot count, and show it.")
@@ -213,10 +292,13 @@ def _from_click(error: click.ClickException) -> KvmserverError:
 
 
 def _unknown_option(error: click.NoSuchOption) -> KvmserverError:
-    name = error.option_name
+    name, command = error.option_name, error.ctx.command.name if error.ctx else None
+    if name in (ONE_TO_ONE.flag_name, f"--no-{ONE_TO_ONE.name}"):
+        return UsageError(f"{name} is an option of storage", f"kvmserver storage {name} PROGRAM [ARGS...] ++ run ...")
     ours = [row.flag_name for row in ROWS] + [f"-{row.opt.short}" for row in ROWS if row.opt.short]
     ours += ["--config", "-c", "--print-config", "--version", "--help"]
-    if name in ours and error.ctx is not None and error.ctx.command.name != command_line.name:
-        return UsageError(f"{name} comes too late", f"options of kvmserver come before '{error.ctx.command.name}'")
+    if name in ours and error.ctx is not None and error.ctx.parent is not None:
+        first = error.ctx.parent.invoked_subcommand or command
+        return UsageError(f"{name} comes too late", f"options of kvmserver come before '{first}'")
     close = difflib.get_close_matches(name, ours, 1)
     return UsageError(f"unknown option {name}", f"did you mean {close[0]}?" if close else "kvmserver --help lists all")

@@ -1,6 +1,7 @@
 """One effective configuration out of kvmserver.toml and the command line, with the origin of every value.
 
-The command line beats the file, option by option. All mistakes of both are reported at once.
+The command line beats the file, option by option; what is said about one program beats what is said about both. All
+mistakes of both places are reported at once.
 """
 
 import difflib
@@ -9,30 +10,74 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
 from kvmserver.errors import ConfigError, KvmserverError
-from kvmserver.options import ROW_OF_NAME, ROWS, Options, from_command_line, to_toml
+from kvmserver.options import ONE_TO_ONE, PROGRAM_ROWS, ROW_OF_NAME, Options
+from kvmserver.sources import COMMAND_LINE, DEFAULT, Source, exclusions, in_force, problems_of
 from kvmserver.warmup import DEFAULT_REQUESTS, WarmupRequest, check_request
 
 DEFAULT_FILE = "kvmserver.toml"
-DEFAULT, COMMAND_LINE = "default", "command line"
 
-_EXCLUDED_BY_ALLOW_ALL = ("allow-read", "allow-write", "allow-env", "allow-net", "allow-connect", "allow-listen")
-_TABLES = ("run", "warmup", "warmup-count")
+Role = Literal["storage", "run"]
+ROLES: tuple[Role, ...] = ("storage", "run")
+
+_TABLES = (*ROLES, "warmup", "warmup-count")
+_PROGRAM_OPTIONS = tuple(row.name for row in PROGRAM_ROWS)
+_WORDS_OF_TABLE: dict[Role, tuple[str, ...]] = {
+    "storage": ("program", "args", ONE_TO_ONE.name),
+    "run": ("program", "args"),
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says about one program: its words, and what stands between the command and them."""
+
+    program: str
+    arguments: Sequence[str] = ()
+    options: Mapping[str, bool | Sequence[str]] = field(default_factory=dict)
+    one_to_one: bool | None = None
+
+
+@dataclass(frozen=True)
+class ProgramConfig:
+    """One of the two programs: its words, and the options in force for it alone.
+
+    ``origin`` is where its words come from; ``origins`` tells the same of its options, ``own`` names those that were
+    set for this program and not for both.
+    """
+
+    role: Role
+    program: str
+    arguments: tuple[str, ...]
+    origin: str
+    options: Options
+    origins: Mapping[str, str]
+    own: frozenset[str] = frozenset()
+    one_to_one: bool = False
+
+    def label(self, name: str) -> str:
+        """The option as messages call it."""
+        return f"{self.role} --{name}" if name in self.own else f"--{name}"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is in force. ``origins`` maps an option's name (or ``program``) to where its value comes from."""
+    """What is in force. ``options`` are those for everything; ``origins`` maps their names to where they come from."""
 
     options: Options
     origins: Mapping[str, str]
-    program: str | None = None
-    arguments: tuple[str, ...] = ()
+    run: ProgramConfig | None = None
+    storage: ProgramConfig | None = None
     file: Path | None = None
+
+    @property
+    def programs(self) -> tuple[ProgramConfig, ...]:
+        """The storage program, if there is one, and the other, in the order in which they start."""
+        return tuple(program for program in (self.storage, self.run) if program is not None)
 
     def is_given(self, name: str) -> bool:
         """Whether somebody set the option, even to its default."""
@@ -59,11 +104,14 @@ class Config:
         return self.options.ephemeral or self.warmup_count > 0 or self.is_given("threads")
 
 
-class _RunTable(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _ProgramTable(BaseModel):
+    """The keys of a program's table that are no options."""
+
+    model_config = ConfigDict(strict=True)
 
     program: str
     args: list[str] = []
+    one_to_one: bool | None = Field(None, alias="1-to-1")
 
 
 class _WarmupTable(BaseModel):
@@ -76,109 +124,78 @@ class _WarmupTable(BaseModel):
     status: StrictInt | None = None
 
 
-@dataclass
-class _Source:
-    """The values of one place, in TOML's types by option name, and what is wrong with them."""
+@dataclass(frozen=True)
+class _Part:
+    """What one place, a table of the file or the command line, says about one program."""
 
-    origin: str
-    raw: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def report(self, name: str, problem: str) -> None:
-        label = f"--{name}" if self.origin == COMMAND_LINE else f"{self.origin}: {name}"
-        self.problems.append(f"{label}: {problem}")
-
-    def check(self) -> None:
-        try:
-            Options.model_validate(self.raw)
-        except ValidationError as error:
-            for name, problem in _problems(error):
-                self.report(name, problem)
+    source: Source
+    program: str
+    arguments: tuple[str, ...] = ()
+    one_to_one: bool | None = None
 
 
 def load(
     command_line: Mapping[str, bool | Sequence[str]],
     file: Path | None = None,
-    program: str | None = None,
-    arguments: Sequence[str] = (),
+    run: Given | None = None,
+    storage: Given | None = None,
 ) -> Config:
     """Merge ``command_line`` (what click collected, by option name) over ``file`` or the default file.
 
-    A missing default file is fine, a missing explicit one is an error. Raises ConfigError or KvmserverError.
+    ``run`` and ``storage`` are the programs that the command line names. A missing default file is fine, a missing
+    explicit one is an error. Raises ConfigError or KvmserverError.
     """
     path = file or (Path(DEFAULT_FILE) if Path(DEFAULT_FILE).is_file() else None)
-    below = _Source(str(path))
-    run = _read_file(path, below) if path else None
-    above = _read_command_line(command_line)
-    origins = {row.name: DEFAULT for row in ROWS}
-    for source in (below, above):
+    below, above = Source(str(path), f"{path}: "), Source(COMMAND_LINE, "--").read_command_line(command_line)
+    tables = _read_file(path, below) if path else {}
+    given = {"storage": storage, "run": run}
+    words = {role: _given_part(role, words) for role in ROLES if (words := given[role])}
+    own = [part.source for part in (*tables.values(), *words.values())]
+    for source in (below, above, *own):
         source.check()
-        origins.update(dict.fromkeys(source.raw, source.origin))
-    problems = below.problems + above.problems
-    if problems:
+    if problems := [problem for source in (below, above, *own) for problem in source.problems]:
         raise ConfigError(problems)
     options = Options.model_validate(below.raw | above.raw)
-    if problems := _conflicts(options, origins):
+    origins = dict.fromkeys(ROW_OF_NAME, DEFAULT)
+    for source in (below, above):
+        origins |= dict.fromkeys(source.raw, source.origin)
+    problems = _conflicts(options, origins) + [problem for source in own for problem in source.exclusions()]
+    if problems:
         raise ConfigError(problems)
-    origins["program"] = COMMAND_LINE if program is not None else below.origin if run else DEFAULT
-    if program is None and run is not None:
-        program, arguments = run.program, run.args
-    return Config(options, origins, program, tuple(arguments), path)
+    storage_program, program = (_program(role, below, tables.get(role), above, words.get(role)) for role in ROLES)
+    return Config(options, origins, program, storage_program, path)
 
 
-def print_config(config: Config) -> str:
-    """The effective configuration as TOML that can be saved as kvmserver.toml, each value with its origin.
-
-    Values that nobody set are commented out, so that the saved file means the same (an explicit ``threads``, for
-    one, says that a server is expected).
-    """
-    tables = [request for request in config.options.warmup_request if not _is_plain(request)]
-    lines = []
-    for row in ROWS:
-        name, value = row.name, getattr(config.options, row.field)
-        if name == "threads":
-            value = config.threads
-        elif name == "warmup":
-            value, name = config.warmup_count, "warmup-count" if tables else name
-        elif name == "cwd":
-            value = os.path.abspath(value)
-        elif name == "warmup-request" and tables:
-            continue
-        comment = "" if config.is_given(row.name) else "# "
-        lines.append(f"{f'{comment}{name} = {to_toml(row, value)}':<40} # {config.origins[row.name]}")
-    if config.program is not None:
-        text = ROW_OF_NAME["cwd"]
-        lines += ["", f"[run]{'':<35} # {config.origins['program']}", f"program = {to_toml(text, config.program)}"]
-        lines += [f"args = {to_toml(text, config.arguments)}"]
-    for request in config.options.warmup_request if tables else ():
-        lines += ["", f"[[warmup]]{'':<30} # {config.origins['warmup-request']}", *_warmup_lines(request)]
-    return "\n".join(lines) + "\n"
+def _program(
+    role: Role, below: Source, table: _Part | None, above: Source, words: _Part | None
+) -> ProgramConfig | None:
+    parts = [part for part in (words, table) if part is not None]
+    if not parts:
+        return None
+    options, origins = in_force([below, *([table.source] if table else []), above, *([words.source] if words else [])])
+    special = {part.source.origin for part in parts}
+    one_to_one, origin = next(
+        ((part.one_to_one, part.source.origin) for part in parts if part.one_to_one is not None), (False, DEFAULT)
+    )
+    return ProgramConfig(
+        role=role,
+        program=parts[0].program,
+        arguments=parts[0].arguments,
+        origin=(above if words else below).origin,
+        options=options,
+        origins={**origins, ONE_TO_ONE.name: origin},
+        own=frozenset(name for name, origin in origins.items() if origin in special),
+        one_to_one=one_to_one,
+    )
 
 
-def _is_plain(request: WarmupRequest) -> bool:
-    return request == WarmupRequest(request.method, request.path)
+def _given_part(role: Role, given: Given) -> _Part:
+    source = Source(f"{COMMAND_LINE}, {role}", f"{role} --").read_command_line(given.options)
+    return _Part(source, given.program, tuple(given.arguments), given.one_to_one)
 
 
-def _warmup_lines(request: WarmupRequest) -> list[str]:
-    text = ROW_OF_NAME["cwd"]
-    headers = ", ".join(f"{to_toml(text, k)} = {to_toml(text, v)}" for k, v in request.headers.items())
-    lines = [f"method = {to_toml(text, request.method)}", f"path = {to_toml(text, request.path)}"]
-    lines += [f"headers = {{ {headers} }}"] if headers else []
-    lines += [f"body = {to_toml(text, request.body)}"] if request.body else []
-    return lines + ([f"status = {request.status}"] if request.status else [])
-
-
-def _read_command_line(given: Mapping[str, bool | Sequence[str]]) -> _Source:
-    source = _Source(COMMAND_LINE)
-    for name, words in given.items():
-        try:
-            source.raw[name] = from_command_line(ROW_OF_NAME[name], words)
-        except ValueError as error:
-            source.report(name, str(error))
-    return source
-
-
-def _read_file(path: Path, source: _Source) -> _RunTable | None:
+def _read_file(path: Path, source: Source) -> dict[Role, _Part]:
+    """The values at the top of the file go into ``source``; the result is what its tables say about the programs."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -187,28 +204,44 @@ def _read_file(path: Path, source: _Source) -> _RunTable | None:
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from error
     for name in list(content):
         if name not in ROW_OF_NAME and name not in _TABLES:
-            close = difflib.get_close_matches(name, [*ROW_OF_NAME, "run", "warmup-count"], 1)
-            source.report(name, "unknown key" + (f" (did you mean {close[0]}?)" if close else ""))
+            source.report(name, _unknown_key(name, [*ROW_OF_NAME, *_TABLES]))
             del content[name]
-    run = content.pop("run", None)
+    tables = {role: _read_table(role, content.pop(role), str(path)) for role in ROLES if role in content}
     _read_warmup(content, source)
     source.raw = content
-    return None if run is None else _read_run(run, source)
+    return tables
 
 
-def _read_run(table: object, source: _Source) -> _RunTable | None:
+def _read_table(role: Role, table: object, path: str) -> _Part:
+    """The table of one program; where it is wrong, its source knows."""
+    source = Source(f"{path}, [{role}]", f"{path}: {role}.")
+    if not isinstance(table, dict):
+        source.problems.append(f"{path}: {role}: must be a table with program and args")
+        return _Part(source, "")
+    source.raw = {name: table[name] for name in table if name in _PROGRAM_OPTIONS}
+    known = [*_PROGRAM_OPTIONS, *_WORDS_OF_TABLE[role]]
+    for name in (name for name in table if name not in known):
+        if name in ROW_OF_NAME:
+            source.report(name, "is no option of one program; it belongs above the tables")
+        else:
+            source.report(name, _unknown_key(name, known))
     try:
-        run = _RunTable.model_validate(table)
+        checked = _ProgramTable.model_validate({n: table[n] for n in _WORDS_OF_TABLE[role] if n in table})
     except ValidationError as error:
-        for name, problem in _problems(error):
-            source.report(f"run.{name}" if name else "run", problem)
-        return None
-    if not run.program or any("\0" in word for word in (run.program, *run.args)):
-        source.report("run", "the program may not be empty, and no word may contain a NUL byte")
-    return run
+        for name, problem in problems_of(error):
+            source.report(name, problem)
+        return _Part(source, "")
+    if not checked.program or any("\0" in word for word in (checked.program, *checked.args)):
+        source.report("program", "the program may not be empty, and no word may contain a NUL byte")
+    return _Part(source, checked.program, tuple(checked.args), checked.one_to_one)
 
 
-def _read_warmup(content: dict[str, Any], source: _Source) -> None:
+def _unknown_key(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return "unknown key" + (f" (did you mean {close[0]}?)" if close else "")
+
+
+def _read_warmup(content: dict[str, Any], source: Source) -> None:
     """``warmup`` is a number or an array of tables; beside tables the number is called ``warmup-count``."""
     count = content.pop("warmup-count", None)
     if isinstance(content.get("warmup"), list):
@@ -223,35 +256,20 @@ def _read_warmup(content: dict[str, Any], source: _Source) -> None:
     content["warmup"] = count
 
 
-def _warmup_table(number: int, table: object, source: _Source) -> WarmupRequest | None:
+def _warmup_table(number: int, table: object, source: Source) -> WarmupRequest | None:
     try:
         checked = _WarmupTable.model_validate(table)
         return check_request(WarmupRequest(**checked.model_dump()))
     except ValidationError as error:
-        for name, problem in _problems(error):
+        for name, problem in problems_of(error):
             source.report(f"warmup[{number}].{name}", problem)
     except ValueError as error:
         source.report(f"warmup[{number}]", str(error))
     return None
 
 
-def _problems(error: ValidationError) -> list[tuple[str, str]]:
-    """``(key, what is wrong)`` of each mistake, without pydantic's own phrases around our messages."""
-    found = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        cause = item.get("ctx", {}).get("error")
-        message = str(cause) if cause else item["msg"][:1].lower() + item["msg"][1:]
-        found.append((key, "unknown key" if item["type"] == "extra_forbidden" else message))
-    return found
-
-
 def _conflicts(options: Options, origins: Mapping[str, str]) -> list[str]:
-    problems = []
-    for name in _EXCLUDED_BY_ALLOW_ALL if options.allow_all else ():
-        if getattr(options, name.replace("-", "_")):
-            where = f"({origins['allow-all']}) and --{name} ({origins[name]})"
-            problems.append(f"--allow-all {where} exclude each other")
+    problems = exclusions(options, origins)
     # One of them alone may well contradict the default of the other, which then simply is not reached.
     both = {origins["max-main-memory"], origins["max-address-space"]}
     if DEFAULT not in both and options.max_main_memory > options.max_address_space:

@@ -44,7 +44,8 @@ def run(given: Mapping[str, Any], port: int | None) -> int:
     options = {name: words for name, words in defaults.items() if not (given.get("allow-all") and "allow" in name)}
     options |= given
     # An empty file instead of the default one: the demo shows the demo, whatever the current directory holds.
-    merged = config.load(options, Path(os.devnull), sys.executable, ("-I", str(SERVER), str(chosen)))
+    program = config.Given(sys.executable, ("-I", str(SERVER), str(chosen)))
+    merged = config.load(options, Path(os.devnull), program)
     words = [
         "kvmserver",
         "-e",

@@ -21,6 +21,7 @@ from kvmserver.warmup import WarmupRequest, parse_request
 BARE = "\0"
 
 PROGRAM, PERMISSIONS, LIMITS, SERVING, OBSERVING = "Program", "Permissions", "Limits", "Serving", "Observing"
+STORAGE = "Storage"
 GROUPS = (PROGRAM, PERMISSIONS, SERVING, LIMITS, OBSERVING)
 
 
@@ -229,18 +230,35 @@ class Options(BaseModel):
         Opt(Kind.COUNT, SERVING, "Pages a VM keeps mapped and copies back at a reset.", metavar="N"),
     ] = 1024
     vms_per_process: Annotated[
-        int, _counts(1, 256), Opt(Kind.COUNT, SERVING, "Request VMs in one worker process.", metavar="N")
+        int,
+        _counts(1, 256),
+        Opt(
+            Kind.COUNT,
+            SERVING,
+            "Request VMs in one worker process; all are in one where they share a storage program.",
+            metavar="N",
+        ),
     ] = 32
 
     max_boot_time: Annotated[
         int,
         _durations("1ms", "24h"),
-        Opt(Kind.DURATION, LIMITS, "Time for a server to start listening.", metavar="TIME"),
+        Opt(
+            Kind.DURATION,
+            LIMITS,
+            "Time for a server to start listening, and for a storage program to wait for its first call.",
+            metavar="TIME",
+        ),
     ] = units.parse_duration("20s")
     max_request_time: Annotated[
         int,
         _durations("1ms", "24h"),
         Opt(Kind.DURATION, LIMITS, "Time for one request; then the client gets 504.", metavar="TIME"),
+    ] = units.parse_duration("8s")
+    max_storage_time: Annotated[
+        int,
+        _durations("1ms", "24h"),
+        Opt(Kind.DURATION, LIMITS, "Longest time of one call to the storage program.", metavar="TIME"),
     ] = units.parse_duration("8s")
     max_main_memory: Annotated[
         int,
@@ -293,6 +311,12 @@ def _row(field: str) -> Row:
 
 ROWS = tuple(_row(field) for field in Options.model_fields)
 ROW_OF_NAME = {row.name: row for row in ROWS}
+
+# What may be given for one program alone, after its command or in its table, and what only the storage program has.
+PROGRAM_ROWS = tuple(row for row in ROWS if row.opt.group in (PROGRAM, PERMISSIONS))
+ONE_TO_ONE = Row(
+    "one_to_one", "1-to-1", False, Opt(Kind.FLAG, STORAGE, "Give each request VM a storage VM of its own.")
+)
 
 
 def from_command_line(row: Row, words: bool | Sequence[str]) -> object:

@@ -36,9 +36,29 @@ def after_boot(end: RunEnd, program: str, server_expected: bool, boot_time_ns: i
     raise StartError(f"program {program!r} {what}", _hint(end))
 
 
-def describe(end: RunEnd, limit_ns: int) -> str:
+def after_storage_boot(end: RunEnd, program: str, boot_time_ns: int) -> None:
+    """Raises StartError unless the storage program waits for its first call."""
+    match end.get("end"):
+        case "waiting":
+            return
+        case "exited":
+            what = f"exited with status {_integer(end, 'status')}"
+        case "timed_out":
+            what = f"did not wait for calls within {units.format_duration(boot_time_ns)}{_detail(end)}"
+            raise StartError(f"the storage program {program!r} {what}", "give it more time with --max-boot-time")
+        case _:
+            what = describe(end, boot_time_ns, with_detail=False)
+    hints = {
+        "out_of_memory": "give it more with --max-main-memory",
+        "exited": "a storage program takes calls in a loop around kvmserverguest_storage_wait_paused",
+    }
+    sentence = f"the storage program {program!r} {what} before it waited for calls{_detail(end)}"
+    raise StartError(sentence, hints.get(str(end.get("end")), ""))
+
+
+def describe(end: RunEnd, limit_ns: int, with_detail: bool = True) -> str:
     """What happened, as the predicate of a sentence about the program."""
-    detail = _detail(end)
+    detail = _detail(end) if with_detail else ""
     match end.get("end"):
         case "exited":
             return f"ended with status {_integer(end, 'status')}"

@@ -1,4 +1,4 @@
-"""What a start prints: the two lines on standard output that tools wait for, and a progress bar on a terminal."""
+"""What a start prints: the lines on standard output that tools wait for, and a progress bar on a terminal."""
 
 import contextlib
 import os
@@ -33,6 +33,11 @@ class StartOutput:
         self._ready: Message | None = None
         self._done = False
         self._progress: Progress | None = None
+
+    def storage_ready(self, message: Message) -> None:
+        """The storage program waits for its first call; the other program is started next."""
+        if not self._done:
+            write_line(f"Storage VM initialized. init={_milliseconds(message.get('init_ns'))}ms")
 
     def ready(self, message: Message) -> None:
         """The program waits with a listener open; warm-up begins."""

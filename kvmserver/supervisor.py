@@ -22,7 +22,6 @@ from kvmserver.channel import LINE_BYTES_MAX, ChannelError, Message
 from kvmserver.config import Config
 from kvmserver.errors import EXIT_FAILURE, EXIT_SIGNAL_BASE, KvmserverError, StartError
 from kvmserver.log import LOGGER
-from kvmserver.program import find_program
 from kvmserver.run_end import signal_name
 from kvmserver.service_stats import Statistics
 
@@ -33,20 +32,20 @@ OnServing = Callable[[], Awaitable[None]]
 
 
 def run(config: Config, on_serving: OnServing | None = None) -> int:
-    """Run the configured program to its end and return our exit code. Raises KvmserverError.
+    """Run the configured programs to their end and return our exit code. Raises KvmserverError.
 
     ``on_serving`` is awaited beside the service once it is up; when it raises, the service ends.
     """
     _open_missing_standard_descriptors()
     log.set_up(config.options.verbose)
     directory = os.getcwd()
-    program = find_program(config.program or "", os.environ.get("PATH", os.defpath), directory)
+    files = plan.find_programs(config, os.environ.get("PATH", os.defpath), directory)
     machine.check_before_start()
     environment, dropped = plan.without_undecodable(os.environ)
-    if dropped and (config.options.allow_all or config.options.allow_env):
+    if dropped and any(program.options.allow_all or program.options.allow_env for program in config.programs):
         LOGGER.warning("variables that are not valid UTF-8 are not passed on: %s", ", ".join(map(ascii, dropped)))
-    granted = plan.resolve_permissions(config.options, directory, environment, permissions.resolve_with_system)
-    start = plan.start_message(config, program, granted, directory)
+    resolved = plan.resolve(config, files, directory, environment, permissions.resolve_with_system)
+    start = plan.start_message(config, resolved)
     return uvloop.run(Supervisor(start, start_output.StartOutput(start), on_serving).run())
 
 
@@ -151,6 +150,8 @@ class Supervisor:
 
     def _on_event(self, life: _Life, message: Message) -> None:
         match message.get("event"):
+            case "storage_ready":
+                self._output.storage_ready(message)
             case "ready":
                 self._output.ready(message)
             case "warmup":

@@ -14,7 +14,8 @@ from typing import Any
 from kvmserver import _vmm, channel, errors, lifeline, run_end, warmup
 from kvmserver.channel import Channel, Message
 from kvmserver.errors import KvmserverError, StartError
-from kvmserver.run_end import Ended
+from kvmserver.run_end import Ended, RunEnd
+from kvmserver.storage_program import StorageProgram
 from kvmserver.warmup import WarmupRequest
 from kvmserver.workers import WorkerPool, shares
 
@@ -24,6 +25,8 @@ _PRIME_REQUESTS = 3
 # With many warm-up requests, a fork must not wait for all of them.
 _PRIME_REQUESTS_MAX = 8
 
+_DURING_WARM_UP = "during the warm-up"
+
 
 class Tenant:
     """The life of one tenant, from the start message to the end of its workers."""
@@ -32,10 +35,14 @@ class Tenant:
         self._control = control
         self._start = start
         self._program = str(start["program"])
+        plan = start.get("storage")
+        self._storage = None if plan is None else StorageProgram(plan)
 
     def run(self) -> int:
         """The exit code of the process. Raises KvmserverError if the start fails."""
-        sandbox = _vmm.Sandbox(json.dumps(self._start["sandbox"]))
+        if self._storage is not None:
+            self._storage.boot(self._control)
+        sandbox = self._load()
         ended = self._boot(sandbox)
         if ended is not None:
             self._control.send({"event": "ended", "exit_code": ended.exit_code, "message": ended.message})
@@ -43,14 +50,25 @@ class Tenant:
         warmup_ns = self._warm_up(sandbox)
         snapshot = sandbox.snapshot()
         del sandbox
+        if self._storage is not None:
+            self._storage.suspend(_DURING_WARM_UP)
         snapshot.open_listeners()
         self._serve(snapshot, warmup_ns)
         return 0
 
+    def _load(self) -> _vmm.Sandbox:
+        sandbox_config = json.dumps(self._start["sandbox"])
+        return self._storage.load_caller(sandbox_config) if self._storage else _vmm.Sandbox(sandbox_config)
+
     def _boot(self, sandbox: _vmm.Sandbox) -> Ended | None:
-        limit_ns = int(self._start["boot_time_ns"])
+        limit_ns, server_expected = int(self._start["boot_time_ns"]), bool(self._start["server_expected"])
         end = json.loads(sandbox.boot(limit_ns))
-        ended = run_end.after_boot(end, self._program, bool(self._start["server_expected"]), limit_ns)
+        death = self._storage.death(end, f"while program {self._program!r} started") if self._storage else None
+        if death is not None and (server_expected or end.get("end") == "ready"):
+            raise death
+        ended = run_end.after_boot(end, self._program, server_expected, limit_ns)
+        if death is not None:
+            self._control.send({"event": "log", "level": "error", "message": death.message})
         if ended is None:
             if refused := run_end.refused_listen(end, self._program):
                 self._control.send({"event": "log", "level": "warning", "message": refused})
@@ -69,7 +87,10 @@ class Tenant:
         def send(index: int, request: WarmupRequest, data: bytes) -> None:
             nonlocal reported_s
             answer, text = sandbox.request(data, limit_ns)
-            problem = _judge(request, answer, json.loads(text), limit_ns)
+            end = json.loads(text)
+            problem = _judge(request, answer, end, limit_ns)
+            if self._storage is not None:
+                self._require_storage(self._storage, end, bool(problem))
             if problem:
                 hint = "run with --verbose to see more, or change the requests with --warmup-request"
                 raise StartError(f"warm-up request {index + 1} of {count} ({request.label}) {problem}", hint)
@@ -80,18 +101,27 @@ class Tenant:
         warmup.run_warmup(count, requests, send)
         return time.monotonic_ns() - begin_ns
 
+    def _require_storage(self, storage: StorageProgram, end: RunEnd, failed: bool) -> None:
+        """A dead storage program ends the warm-up, and explains it where a request failed."""
+        if death := storage.death(end, _DURING_WARM_UP):
+            raise death
+        if failed:
+            storage.suspend(_DURING_WARM_UP)
+
     def _serve(self, snapshot: _vmm.Snapshot, warmup_ns: int) -> None:
-        def serve(number: int, threads: int, control_fd: int) -> None:
-            own = {"threads": threads, "control_fd": control_fd, "worker": number, "prime": self._prime()}
+        def serve(number: int, threads: int, control_fd: int, is_first_life: bool) -> None:
+            config = {**self._start["serve"], "threads": threads, "control_fd": control_fd, "worker": number}
+            config |= {"prime": self._prime(), "storage": self._start.get("storage")}
+            storage = self._storage.for_fork(is_first_life) if self._storage else None
             try:
-                snapshot.serve(json.dumps({**self._start["serve"], **own}))
+                snapshot.serve(json.dumps(config), storage) if storage else snapshot.serve(json.dumps(config))
             except _vmm.VmmError as error:
                 raise errors.from_vmm(error) from error
 
-        threads = shares(int(self._start["threads"]), int(self._start["vms_per_process"]))
+        threads = self._shares()
         pool = WorkerPool(serve, threads, self._report, self._control)
         try:
-            pool.start()
+            pool.start(after_forks=self._storage.discard if self._storage else None)
         except StartError:
             pool.kill()
             raise
@@ -104,13 +134,21 @@ class Tenant:
         self._report(serving)
         pool.run()
 
+    def _shares(self) -> list[int]:
+        """The request VMs of each worker; those that share a storage program live in one process with its VM."""
+        threads = int(self._start["threads"])
+        if self._storage is not None and self._storage.is_shared:
+            return [threads]
+        return shares(threads, int(self._start["vms_per_process"]))
+
     def _prime(self) -> list[str]:
         """Requests that each request VM answers in memory before it serves, as text with one character a byte.
 
         They show it which pages every request writes, so that its first client waits no longer than the later ones.
+        A storage program would take them for requests of clients, so that there are none beside one.
         """
         count = int(self._start["warmup"]["count"])
-        if not self._start["serve"]["ephemeral"] or count == 0:
+        if not self._start["serve"]["ephemeral"] or count == 0 or self._storage is not None:
             return []
         requests = [WarmupRequest(**request) for request in self._start["warmup"]["requests"]]
         encoded = [warmup.build(request).decode("latin-1") for request in requests]

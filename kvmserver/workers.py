@@ -18,8 +18,9 @@ from kvmserver.channel import Channel, ChannelError, Message
 from kvmserver.errors import KvmserverError, StartError
 from kvmserver.run_end import signal_name
 
-# serve(worker number, its share of the threads, descriptor of its control socket); raises KvmserverError.
-Serve = Callable[[int, int, int], None]
+# serve(worker number, its share of the threads, descriptor of its control socket, whether this is its first life);
+# raises KvmserverError.
+Serve = Callable[[int, int, int, bool], None]
 Report = Callable[[Message], None]
 
 _EVENTS = ("ready", "run_failed", "log", "stats", "drained", "failed")
@@ -39,6 +40,7 @@ class _Worker:
     pid: int = 0
     pidfd: int = -1
     control: Channel | None = None
+    lives: int = 0
     ready: bool = False
     failure: str = ""
     restart_at_s: float | None = None
@@ -57,13 +59,18 @@ class WorkerPool:
         self._draining = False
         self._started = False
 
-    def start(self) -> None:
-        """Fork all workers and wait until each is ready. Raises StartError if one is not."""
+    def start(self, after_forks: Callable[[], None] | None = None) -> None:
+        """Fork all workers and wait until each is ready. Raises StartError if one is not.
+
+        ``after_forks`` is called here once all exist, to let go of what only they need.
+        """
         # Objects that exist now are shared with the workers; the collector must not touch (and so copy) them there.
         gc.collect()
         gc.freeze()
         for worker in self._workers:
             self._fork(worker)
+        if after_forks is not None:
+            after_forks()
         while not all(worker.ready for worker in self._workers):
             if not self._turn():
                 raise StartError("the supervisor is gone")
@@ -139,6 +146,7 @@ class WorkerPool:
     def _fork(self, worker: _Worker) -> None:
         ours, theirs = channel.pair()
         tenant = os.getpid()
+        worker.lives += 1
         pid = os.fork()
         if pid == 0:
             self._become_worker(worker, theirs, tenant)
@@ -160,7 +168,7 @@ class WorkerPool:
                 if other.control is not None:
                     other.control.close()
                     os.close(other.pidfd)
-            self._serve(worker.number, worker.threads, control.fileno())
+            self._serve(worker.number, worker.threads, control.fileno(), worker.lives == 1)
             status = 0
         except KvmserverError as error:
             control.send({"event": "failed", "message": error.message})

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmserver import config
-from kvmserver.config import Config
+from kvmserver import config, config_text
+from kvmserver.config import Config, Given, ProgramConfig
 from kvmserver.errors import ConfigError, KvmserverError
 from kvmserver.options import BARE, ROWS, Kind, Row, to_toml
 from kvmserver.permissions import Volume
@@ -24,6 +24,11 @@ def problems(directory: Path, text: str, command_line: CommandLine | None = None
     with pytest.raises(ConfigError) as caught:
         load(directory, text, command_line)
     return caught.value.problems
+
+
+def words_of(program: ProgramConfig | None) -> tuple[str, tuple[str, ...]]:
+    assert program is not None
+    return program.program, program.arguments
 
 
 def test_defaults(directory: Path) -> None:
@@ -141,9 +146,9 @@ def test_an_explicit_file_must_exist(directory: Path) -> None:
 
 def test_a_run_table_makes_the_program(directory: Path) -> None:
     merged = load(directory, '[run]\nprogram = "deno"\nargs = ["run", "++", "-e"]')
-    assert (merged.program, merged.arguments) == ("deno", ("run", "++", "-e"))
-    merged = config.load({}, None, "python3", ["x"])
-    assert (merged.program, merged.arguments) == ("python3", ("x",))
+    assert words_of(merged.run) == ("deno", ("run", "++", "-e"))
+    assert words_of(config.load({}, None, Given("python3", ["x"])).run) == ("python3", ("x",))
+    assert load(directory).programs == ()
 
 
 def test_warmup_tables(directory: Path) -> None:
@@ -192,10 +197,10 @@ def test_the_printed_configuration_reads_back_as_the_same(directory: Path) -> No
         '[run]\nprogram = "deno"\nargs = ["a b", ""]\n'
     )
     before = load(directory, text)
-    printed = config.print_config(before)
+    printed = config_text.as_toml(before)
     after = load(directory, printed)
     assert after.options == before.options
-    assert (after.program, after.arguments) == (before.program, before.arguments)
+    assert words_of(after.run) == words_of(before.run)
     assert after.server_expected == before.server_expected
     for row in ROWS:
         line = next(line for line in printed.splitlines() if line.removeprefix("# ").startswith(f"{row.name} = "))
@@ -206,7 +211,7 @@ def test_printed_warmup_tables_read_back(directory: Path) -> None:
     before = load(
         directory, 'warmup-count = 3\n[[warmup]]\npath = "/a"\nheaders = { A = "b" }\nbody = "x"\nstatus = 404'
     )
-    assert load(directory, config.print_config(before)).warmup_requests == before.warmup_requests
+    assert load(directory, config_text.as_toml(before)).warmup_requests == before.warmup_requests
 
 
 def test_every_default_reads_back_from_its_toml_form(directory: Path) -> None:

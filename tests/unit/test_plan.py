@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from kvmserver import config, plan
+from kvmserver.config import Config, Given
 from kvmserver.errors import ConfigError, KvmserverError
-from kvmserver.permissions import NetRule, Permissions
 from kvmserver.program import Program
 
-PROGRAM = Program("tool", "/bin/tool")
 ANY = [{"address": None, "port": None}]
 
 
@@ -22,10 +21,14 @@ def no_names(host: str) -> list[str]:
 
 def start(directory: Path, *arguments: str, **given: Any) -> dict[str, Any]:
     options = {name.replace("_", "-"): words for name, words in given.items()}
-    merged = config.load(options, Path(os.devnull), "tool", arguments)
-    granted = plan.resolve_permissions(merged.options, str(directory), {"HOME": "/root", "X": "1"}, no_names)
-    message = plan.start_message(merged, PROGRAM, granted, str(directory))
-    return dict(json.loads(json.dumps(message)))
+    merged = config.load(options, Path(os.devnull), Given("tool", arguments))
+    return message_of(merged, directory)
+
+
+def message_of(merged: Config, directory: Path) -> dict[str, Any]:
+    files = [Program(program.program, f"/bin/{program.program}") for program in merged.programs]
+    resolved = plan.resolve(merged, files, str(directory), {"HOME": "/root", "X": "1"}, no_names)
+    return dict(json.loads(json.dumps(plan.start_message(merged, resolved))))
 
 
 def test_without_grants_nothing_is_allowed(directory: Path) -> None:
@@ -79,9 +82,3 @@ def test_what_is_not_utf8_is_an_error_or_left_out(directory: Path) -> None:
     with pytest.raises(KvmserverError, match="is not valid UTF-8"):
         start(directory, "a\udcff")
     assert plan.without_undecodable({"A": "\udcff", "B": "ü"}) == ({"B": "ü"}, ("A",))
-
-
-def test_rules_are_plain_data() -> None:
-    granted = Permissions((), (), (), (NetRule("::1", 1),), (), ())
-    merged = config.load({}, Path(os.devnull), "tool")
-    assert plan.sandbox_config(merged, PROGRAM, granted, "/")["connect"] == [{"address": "::1", "port": 1}]

@@ -15,7 +15,7 @@ from kvmserver.channel import Channel, Message
 from kvmserver.errors import KvmserverError, StartError
 from kvmserver.workers import WorkerPool, shares
 
-Serve = Callable[[int, int, int], None]
+Serve = Callable[[int, int, int, bool], None]
 
 
 @given(st.integers(1, 1024), st.integers(1, 256))
@@ -27,7 +27,7 @@ def test_shares_are_even_and_complete(threads: int, per_process: int) -> None:
     assert len(parts) == -(-threads // per_process)
 
 
-def serve_until_drained(number: int, threads: int, fd: int) -> None:
+def serve_until_drained(number: int, threads: int, fd: int, is_first_life: bool) -> None:
     control = channel.from_fd(os.dup(fd))
     control.send({"event": "ready", "worker": number})
     for message in control.messages():
@@ -41,10 +41,10 @@ def make_pool(serve: Serve, threads: list[int]) -> tuple[WorkerPool, Channel, li
     events: list[Message] = []
     ours, theirs = channel.pair()
 
-    def serve_without_our_end(number: int, threads: int, fd: int) -> None:
+    def serve_without_our_end(number: int, threads: int, fd: int, is_first_life: bool) -> None:
         # The real supervisor is another process, so that no worker can hold its end open.
         ours.close()
-        serve(number, threads, fd)
+        serve(number, threads, fd, is_first_life)
 
     return WorkerPool(serve_without_our_end, threads, events.append, theirs), ours, events
 
@@ -73,15 +73,15 @@ def test_a_worker_that_dies_is_replaced() -> None:
     pool.run()
 
 
-def fail_with_reason(number: int, threads: int, fd: int) -> None:
+def fail_with_reason(number: int, threads: int, fd: int, is_first_life: bool) -> None:
     raise KvmserverError("cannot create a VM")
 
 
-def fail_without_reason(number: int, threads: int, fd: int) -> None:
+def fail_without_reason(number: int, threads: int, fd: int, is_first_life: bool) -> None:
     os._exit(3)
 
 
-def panic(number: int, threads: int, fd: int) -> None:
+def panic(number: int, threads: int, fd: int, is_first_life: bool) -> None:
     raise BaseException("index out of bounds")
 
 
@@ -112,9 +112,9 @@ def test_workers_end_with_their_supervisor() -> None:
 def test_a_worker_does_not_hold_descriptors_of_the_others() -> None:
     seen, tell = socket.socketpair()
 
-    def count_descriptors(number: int, threads: int, fd: int) -> None:
+    def count_descriptors(number: int, threads: int, fd: int, is_first_life: bool) -> None:
         tell.sendall(b"%d " % len(os.listdir("/proc/self/fd")))
-        serve_until_drained(number, threads, fd)
+        serve_until_drained(number, threads, fd, is_first_life)
 
     pool, supervisor, _ = make_pool(count_descriptors, [1, 1, 1])
     pool.start()

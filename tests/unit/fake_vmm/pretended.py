@@ -3,6 +3,10 @@
 ``server`` listens, ``counter`` too and answers its count, ``status7`` exits, ``segfault`` dies, ``hang`` never
 listens, ``sick`` answers 500, ``mute`` never answers, ``busy`` cannot bind, ``panic`` panics, ``suicide`` has workers
 that die after a moment, ``stillborn`` has workers that cannot start, ``deaf`` has workers that ignore a drain.
+
+As storage programs: ``keeper`` waits for calls, ``mortal`` and ``quitter`` die in the warm-up (the first is told of
+with the next request, the other only by suspend()); ``status3``, ``segfault``, ``hang``, ``panic`` and ``notelf`` never
+wait.
 """
 
 import atexit
@@ -16,7 +20,7 @@ import subprocess
 import time
 from typing import Any
 
-__all__ = ["Sandbox", "Snapshot", "VmmError", "__version__", "probe", "syscall_table"]
+__all__ = ["Sandbox", "Snapshot", "Storage", "VmmError", "__version__", "probe", "syscall_table"]
 
 __version__ = "0.0.0"
 
@@ -45,9 +49,51 @@ def syscall_table() -> str:
     )
 
 
-class Sandbox:
+class Storage:
+    """What may be done to it when is checked here: boot, suspend, discard, in this order."""
+
+    last: "Storage | None" = None
+
     def __init__(self, config: str) -> None:
         self.config = json.loads(config)
+        self.script = os.path.basename(self.config["sandbox"]["program"])
+        self.state = "loaded"
+        if self.script == "notelf":
+            raise VmmError("program_not_executable", "cannot execute /x/notelf: no ELF file", "build it for x86-64")
+        Storage.last = self
+
+    def boot(self, timeout_ns: int) -> str:
+        assert self.state == "loaded"
+        assert timeout_ns == self.config["boot_time_ns"]
+        ends: dict[str, dict[str, Any]] = {
+            "status3": {"end": "exited", "status": 3, "notes": ["the program may not connect to 10.0.0.1:6379"]},
+            "segfault": {"end": "killed", "signal": 11, "detail": "rip 0x1000"},
+            "hang": {"end": "timed_out", "detail": ""},
+        }
+        if self.script == "panic":
+            raise Panic("index out of bounds")
+        if self.script == "echo":
+            os.write(1, json.dumps(self.config).encode() + b"\n")
+        self.state = "running"
+        return json.dumps(ends.get(self.script, {"end": "waiting", "init_ns": 416_000_000}))
+
+    def suspend(self) -> None:
+        assert self.state == "running"
+        if self.script == "quitter":
+            raise VmmError("storage", "the storage program exited with status 5", "")
+        self.state = "suspended"
+
+    def discard(self) -> None:
+        assert self.state in ("suspended", "discarded")
+        self.state = "discarded"
+
+
+class Sandbox:
+    def __init__(self, config: str, storage: Storage | None = None) -> None:
+        self.config = json.loads(config)
+        assert (self.config["gate"] is None) == (storage is None)
+        assert storage is None or storage.state == "running"
+        self.storage = storage
         self.script = os.path.basename(self.config["program"])
         self.count = 0
         if self.script == "notelf":
@@ -65,7 +111,7 @@ class Sandbox:
             raise Panic("index out of bounds")
         if self.script == "sleep":
             time.sleep(60)
-        if self.script == "echo":
+        if self.script in ("echo", "echo2"):
             os.write(1, json.dumps(self.config).encode() + b"\n")
             return json.dumps({"end": "exited", "status": 0})
         if self.script == "cat":
@@ -83,7 +129,10 @@ class Sandbox:
         if self.script == "mute":
             return b"", json.dumps({"end": "timed_out"})
         status = "500 Oops" if self.script == "sick" and self.count == 3 else "200 OK"
-        return f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode(), json.dumps({"end": "responded"})
+        end: dict[str, Any] = {"end": "responded"}
+        if self.storage is not None and self.storage.script == "mortal" and self.count == 2:
+            end["notes"] = ["the program may not listen on :80", "the storage program exited with status 4"]
+        return f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode(), json.dumps(end)
 
     def snapshot(self) -> "Snapshot":
         return Snapshot(self.script, self.config)
@@ -112,7 +161,7 @@ class Snapshot:
                 return
             time.sleep(0.02)
 
-    def serve(self, config: str) -> str:
+    def serve(self, config: str, storage: Storage | None = None) -> str:
         options = json.loads(config)
         worker = options["worker"]
         control = socket.socket(fileno=options["control_fd"])
@@ -124,13 +173,23 @@ class Snapshot:
 
         if self.script.startswith("python") and worker == 0:
             self.run_natively()
+        if options["storage"] is not None:
+            assert options["prime"] == []
+            assert Storage.last is not None
+            word = "goes on" if storage else "is started anew"
+            state = Storage.last.state
+            tell("log", level="info", message=f"worker {worker}: the storage program {word} ({state})")
+        else:
+            assert storage is None
         tell("ready")
         if self.script == "suicide":
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGKILL)
         if self.script == "nonsense":
             control.sendall(b"this is not json\n")
-        stats = {"requests": 5, "reset_ns_max": 10 + worker, "threads": options["threads"]}
+        stats: dict[str, Any] = {"requests": 5, "reset_ns_max": 10 + worker, "threads": options["threads"]}
+        if options["storage"] is not None:
+            stats["storage"] = {"calls": 2, "failed_calls": 1}
         tell("run_failed", level="warning", message="killed by signal 11\x1b[31m")
         while True:
             select.select([control], [], [])
