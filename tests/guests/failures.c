@@ -309,13 +309,5 @@ int main(int argc, char **argv)
         http_handler = never;
     if (strcmp(mode, "error-on-request") == 0)
         http_handler = always_500;
-    int listener = http_listen(argv[1], 0);
-    for (;;) {
-        struct connection *client = http_accept(listener, 0);
-        if (!client)
-            fail("accept");
-        while (http_serve(client) == HTTP_WAIT)
-            ;
-        http_forget(client);
-    }
+    http_serve_for_ever(argv[1]);
 }

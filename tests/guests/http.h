@@ -195,4 +195,18 @@ __attribute__((unused)) static int http_listen(const char *port, int flags)
     return listener;
 }
 
+/* The server that needs no events: one client after another, each until it is gone. */
+__attribute__((noreturn, unused)) static void http_serve_for_ever(const char *port)
+{
+    int listener = http_listen(port, 0);
+    for (;;) {
+        struct connection *client = http_accept(listener, 0);
+        if (!client)
+            fail("accept");
+        while (http_serve(client) == HTTP_WAIT)
+            ;
+        http_forget(client);
+    }
+}
+
 #endif

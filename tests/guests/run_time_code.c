@@ -183,13 +183,5 @@ int main(int argc, char **argv)
         return problem != NULL;
     }
     http_handler = handle;
-    int listener = http_listen(argv[1], 0);
-    for (;;) {
-        struct connection *client = http_accept(listener, 0);
-        if (!client)
-            fail("accept");
-        while (http_serve(client) == HTTP_WAIT)
-            ;
-        http_forget(client);
-    }
+    http_serve_for_ever(argv[1]);
 }
