@@ -28,15 +28,15 @@ pub const SIGNAL_LAST: Signal = 64;
 pub const REAL_TIME_FIRST: Signal = 32;
 
 /// `si_code`: sent by `kill`.
-pub const SI_USER: i32 = 0;
+pub const SI_USER: i32 = sys::SI_USER.cast_signed();
 /// `si_code`: sent by the kernel.
-pub const SI_KERNEL: i32 = 0x80;
+pub const SI_KERNEL: i32 = sys::SI_KERNEL.cast_signed();
 /// `si_code`: sent by `sigqueue`.
-pub const SI_QUEUE: i32 = -1;
+pub const SI_QUEUE: i32 = sys::SI_QUEUE;
 /// `si_code`: sent by a POSIX timer.
-pub const SI_TIMER: i32 = -2;
+pub const SI_TIMER: i32 = sys::SI_TIMER;
 /// `si_code`: sent by `tkill` or `tgkill`.
-pub const SI_TKILL: i32 = -6;
+pub const SI_TKILL: i32 = sys::SI_TKILL;
 
 /// The default action.
 pub const SIG_DFL: u64 = 0;

@@ -10,7 +10,7 @@ use crate::cpu::ExtendedState;
 use crate::memory::AddressSpace;
 
 /// Vector of a page fault.
-const TRAP_PAGE_FAULT: u64 = 14;
+pub const PAGE_FAULT: u8 = 14;
 
 /// What [`Kernel::deliver_signals`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Kernel {
     pub fn fault_signal(&mut self, tid: Tid, signal: Signal, code: i32, address: u64, trap_number: u64, error_code: u64) {
         if let Some(thread) = self.threads.find(tid) {
             let trap = &mut thread.signals.trap;
-            let cr2 = if trap_number == TRAP_PAGE_FAULT { address } else { trap.address };
+            let cr2 = if trap_number == u64::from(PAGE_FAULT) { address } else { trap.address };
             *trap = Trap { number: trap_number, error_code, address: cr2 };
         }
         self.force_signal(tid, SignalInfo::fault(signal, code, address));

@@ -10,9 +10,9 @@ use crate::linux::signal_delivery::Delivery;
 const HANDLER: u64 = 0x40_1000;
 const RESTORER: u64 = 0x40_2000;
 const SCRATCH: u64 = MEMORY + 0x100;
-const SIGUSR1: i32 = 10;
-const SIGSEGV: i32 = 11;
-const SIGALRM: i32 = 14;
+const SIGUSR1: i32 = sys::SIGUSR1.cast_signed();
+const SIGSEGV: i32 = sys::SIGSEGV.cast_signed();
+const SIGALRM: i32 = sys::SIGALRM.cast_signed();
 
 fn install(machine: &mut Machine, signal: i32, extra: u64, mask: u64) {
     let action = Action { handler: HANDLER + signal as u64, flags: flags::RESTORER | flags::SIGINFO | extra, restorer: RESTORER, mask };

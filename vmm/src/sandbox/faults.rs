@@ -1,39 +1,29 @@
 //! Processor faults as the signals Linux makes of them (arch/x86 traps as `sigaction(2)` describes their codes).
 
+use linux_raw_sys::general::{
+    BUS_ADRALN, BUS_ADRERR, FPE_FLTDIV, FPE_FLTINV, FPE_FLTOVF, FPE_FLTRES, FPE_FLTUND, FPE_INTDIV, ILL_ILLOPN, SEGV_ACCERR, SEGV_MAPERR,
+    SI_KERNEL, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, TRAP_TRACE,
+};
+
 use super::Sandbox;
+use crate::linux::signal_delivery::PAGE_FAULT;
 use crate::linux::thread::Tid;
 use crate::memory::Protection;
 use crate::platform::{Exception, FaultKind, MemoryFault};
-
-const SIGILL: i32 = 4;
-const SIGTRAP: i32 = 5;
-const SIGBUS: i32 = 7;
-const SIGFPE: i32 = 8;
-const SIGSEGV: i32 = 11;
-
-const SI_KERNEL: i32 = 0x80;
-const ILL_ILLOPN: i32 = 2;
-const TRAP_TRACE: i32 = 2;
-const FPE_INTDIV: i32 = 1;
-const FPE_FLTINV: i32 = 7;
-const SEGV_MAPERR: i32 = 1;
-const SEGV_ACCERR: i32 = 2;
-const BUS_ADRALN: i32 = 1;
-const BUS_ADRERR: i32 = 2;
 
 /// Page-fault error code: write, user, instruction fetch.
 const FAULT_WRITE: u64 = 1 << 1;
 const FAULT_USER: u64 = 1 << 2;
 const FAULT_FETCH: u64 = 1 << 4;
-const PAGE_FAULT: u8 = 14;
+/// Vector of a general protection fault.
 const GENERAL_PROTECTION: u8 = 13;
 /// `int imm8`.
 const INT_OPCODE: u8 = 0xcd;
 
 /// What is told to a signal handler.
 struct Forced {
-    signal: i32,
-    code: i32,
+    signal: u32,
+    code: u32,
     address: u64,
     trap: u8,
     error_code: u64,
@@ -67,7 +57,7 @@ impl Sandbox {
     }
 
     /// Which of the unmasked floating-point exceptions it was (`FPE_FLTDIV` and so on), from the status word or MXCSR.
-    fn float_code(&self, vector: u8) -> i32 {
+    fn float_code(&self, vector: u8) -> u32 {
         let Ok(area) = self.vm.extended() else { return FPE_FLTINV };
         let word = |at: usize| u32::from_le_bytes([area[at], area[at + 1], area[at + 2], area[at + 3]]);
         let raised = if vector == 19 {
@@ -79,10 +69,10 @@ impl Sandbox {
         // Invalid, denormal, division by zero, overflow, underflow, inexact.
         match raised.trailing_zeros() {
             0 => FPE_FLTINV,
-            2 => 3,
-            3 => 4,
-            1 | 4 => 5,
-            5 => 6,
+            2 => FPE_FLTDIV,
+            3 => FPE_FLTOVF,
+            1 | 4 => FPE_FLTUND,
+            5 => FPE_FLTRES,
             _ => FPE_FLTINV,
         }
     }
@@ -135,6 +125,7 @@ impl Sandbox {
 
     fn force(&mut self, tid: Tid, forced: &Forced) {
         self.counters.faults += 1;
-        self.kernel.fault_signal(tid, forced.signal, forced.code, forced.address, u64::from(forced.trap), forced.error_code);
+        let (signal, code) = (forced.signal.cast_signed(), forced.code.cast_signed());
+        self.kernel.fault_signal(tid, signal, code, forced.address, u64::from(forced.trap), forced.error_code);
     }
 }

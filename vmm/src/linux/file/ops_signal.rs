@@ -3,17 +3,11 @@
 use super::ops::{Received, Step, total_length, wait_for};
 use super::{Errno, File, FileId, PollEvents};
 use crate::linux::Call;
-use crate::linux::signal::SignalInfo;
+use crate::linux::signal::{SI_KERNEL, SI_TIMER, SI_USER, SignalInfo};
 use crate::memory::Segment;
 
 /// Size of `struct signalfd_siginfo`.
 const RECORD_BYTES: usize = 128;
-/// `si_code` of an expired timer.
-const SI_TIMER: i32 = -2;
-/// Codes above this one that are not the kernel's own describe a fault.
-const SI_USER: i32 = 0;
-/// `si_code` of signals that the kernel makes.
-const SI_KERNEL: i32 = 0x80;
 
 /// `read(2)` of a signalfd: as many records as fit and are pending.
 pub(super) fn receive_signals(call: &mut Call<'_>, file: FileId, segments: &[Segment]) -> Result<Step<Received>, Errno> {
@@ -61,6 +55,7 @@ fn record(info: &SignalInfo) -> [u8; RECORD_BYTES] {
             put(24, &low);
             put(32, &high);
         }
+        // Codes above a user's that are not the kernel's own describe a fault.
         code if code > SI_USER && code != SI_KERNEL => put(72, &first.to_ne_bytes()),
         _ => {
             put(12, &low);
