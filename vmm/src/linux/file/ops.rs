@@ -358,8 +358,18 @@ fn send_channel(
     put(call, file, &target, segments, wanted)
 }
 
+/// What a sending call comes to that an error ended: what was sent before counts more than the error.
 fn partly(progress: u64, errno: Errno) -> Result<Step<u64>, Errno> {
     if progress > 0 { Ok(Step::Done(progress)) } else { Err(errno) }
+}
+
+/// What a sending call comes to that found no room for the rest: it waits, or answers how much it has sent.
+pub(super) fn sent_so_far(call: &mut Call<'_>, file: FileId, done: u64, nonblocking: bool, timeout: u64) -> Result<Step<u64>, Errno> {
+    if nonblocking || (done > 0 && !call.attempt_may_wait()) {
+        return partly(done, Errno::AGAIN);
+    }
+    call.progress = done;
+    wait_for(call, file, PollEvents::OUT, timeout)
 }
 
 /// Whether an end of a pair can send; answers where the call is already over.
@@ -443,14 +453,7 @@ fn put(call: &mut Call<'_>, file: FileId, target: &Target, segments: &[Segment],
         Err(errno) => return partly(before, errno),
     };
     let done = before.saturating_add(count);
-    if finished || (done > 0 && (target.nonblocking || !call.attempt_may_wait())) {
-        return Ok(Step::Done(done));
-    }
-    if target.nonblocking {
-        return Err(Errno::AGAIN);
-    }
-    call.progress = done;
-    wait_for(call, file, PollEvents::OUT, target.timeout)
+    if finished { Ok(Step::Done(done)) } else { sent_so_far(call, file, done, target.nonblocking, target.timeout) }
 }
 
 /// Put as much as fits; answers how much that was and whether the call is over (everything sent, or a bad page met).
@@ -551,7 +554,7 @@ fn send_event(call: &mut Call<'_>, file: FileId, segments: &[Segment]) -> Result
 
 impl Call<'_> {
     /// Whether this attempt may end in a wait: an interrupted or overdue one answers with what it has.
-    const fn attempt_may_wait(&self) -> bool {
+    pub(super) const fn attempt_may_wait(&self) -> bool {
         matches!(self.attempt, Attempt::First | Attempt::Woken)
     }
 }

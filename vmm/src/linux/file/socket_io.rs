@@ -8,13 +8,13 @@ use std::sync::Arc;
 use rustix::net as host;
 use rustix::net::{RecvAncillaryBuffer, ReturnFlags, SendAncillaryBuffer, SocketAddrUnix};
 
-use super::ops::{Received, RecvFlags, SendFlags, Step, broken_pipe, total_length, wait_for};
+use super::ops::{Received, RecvFlags, SendFlags, Step, broken_pipe, sent_so_far, total_length, wait_for};
 use super::socket::{Progress, Socket, from_host};
 use super::socket_address::{Address, Family, Kind};
 use super::socket_path::HostName;
 use super::{Errno, File, FileId, PollEvents, socket_connect, socket_path};
 use crate::limits::RW_BYTES_MAX;
-use crate::linux::{Attempt, Call};
+use crate::linux::Call;
 use crate::memory::Segment;
 
 /// What a transfer needs to know about its socket.
@@ -94,7 +94,7 @@ pub(super) fn receive(call: &mut Call<'_>, file: FileId, segments: &[Segment], f
     let message = match message {
         Ok(message) => message,
         Err(Errno::AGAIN) if open.nonblocking && before == 0 => return Err(Errno::AGAIN),
-        Err(Errno::AGAIN) if !open.nonblocking && may_wait(call) => return wait_for(call, file, PollEvents::IN, open.timeout),
+        Err(Errno::AGAIN) if !open.nonblocking && call.attempt_may_wait() => return wait_for(call, file, PollEvents::IN, open.timeout),
         // An interrupted call without progress asks to wait and becomes EINTR or a restart; an overdue one is EAGAIN.
         Err(Errno::AGAIN) if before == 0 => return wait_for(call, file, PollEvents::IN, open.timeout),
         Err(_) if before > 0 => return done(before),
@@ -107,15 +107,11 @@ pub(super) fn receive(call: &mut Call<'_>, file: FileId, segments: &[Segment], f
     }
     let total = before.saturating_add(message.bytes);
     let patient = flags.contains(RecvFlags::WAITALL) && !flags.contains(RecvFlags::PEEK) && !open.nonblocking;
-    if patient && total < wanted && message.bytes > 0 && may_wait(call) {
+    if patient && total < wanted && message.bytes > 0 && call.attempt_may_wait() {
         call.progress = total;
         return wait_for(call, file, PollEvents::IN, open.timeout);
     }
     done(total)
-}
-
-fn may_wait(call: &Call<'_>) -> bool {
-    matches!(call.attempt, Attempt::First | Attempt::Woken)
 }
 
 /// Where a message goes.
@@ -199,12 +195,5 @@ pub(super) fn send(
     if let Ok(socket) = socket(call, file) {
         socket.stalls = socket.stalls.wrapping_add(1);
     }
-    if done > 0 && (open.nonblocking || !may_wait(call)) {
-        return Ok(Step::Done(done));
-    }
-    if open.nonblocking {
-        return Err(Errno::AGAIN);
-    }
-    call.progress = done;
-    wait_for(call, file, PollEvents::OUT, open.timeout)
+    sent_so_far(call, file, done, open.nonblocking, open.timeout)
 }
