@@ -8,6 +8,15 @@ use memchr::memmem;
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most header fields; 431.
 const HEADERS_MAX: usize = 128;
+/// Most options in the Connection fields of a request; 431. Each is compared with each field.
+const CONNECTION_OPTIONS_MAX: usize = 32;
+/// Fields that stay although a request names them as options of the connection: they are meant for the program, so no honest
+/// client names them. Whoever could take them away, behind the back of a proxy that set or checked them, would choose how a body is
+/// framed and read, which site answers, and as whom.
+const NEVER_OPTIONS: &[&str] =
+    &["authorization", "cache-control", "cookie", "forwarded", "host", "origin", "referer", "transfer-encoding", "via", "x-real-ip"];
+/// The same, by how their names begin.
+const NEVER_OPTION_PREFIXES: &[&str] = &["content-", "sec-", "x-forwarded-"];
 
 /// Why a request is refused: the status that the client gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +84,9 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<Request>, Refusal> {
     let upgrade = fields.upgrade && version == 1;
     let mut canonical = Vec::with_capacity(head.len() + 32);
     canonical.extend_from_slice(format!("{method} {target} HTTP/1.{version}\r\n").as_bytes());
-    for header in request.headers.iter().filter(|header| upgrade || !is_hop_by_hop(header.name)) {
+    let options = connection_options(request.headers)?;
+    let is_dropped = |name: &str| is_hop_by_hop(name) || is_connection_option(name, &options);
+    for header in request.headers.iter().filter(|header| upgrade || !is_dropped(header.name)) {
         canonical.extend_from_slice(header.name.as_bytes());
         canonical.extend_from_slice(b": ");
         canonical.extend_from_slice(header.value);
@@ -109,6 +120,27 @@ fn check_line_ends(head: &[u8], complete: bool) -> Result<(), Refusal> {
 
 fn is_hop_by_hop(name: &str) -> bool {
     ["connection", "keep-alive", "proxy-connection", "te", "upgrade", "expect"].iter().any(|hop| name.eq_ignore_ascii_case(hop))
+}
+
+/// The options in all Connection fields: names of fields that are not for the program (RFC 9110, section 7.6.1).
+fn connection_options<'a>(headers: &[httparse::Header<'a>]) -> Result<Vec<&'a [u8]>, Refusal> {
+    let mut options = Vec::new();
+    for header in headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection")) {
+        for option in header.value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|option| !option.is_empty()) {
+            if options.len() == CONNECTION_OPTIONS_MAX {
+                return Err(Refusal(431));
+            }
+            options.push(option);
+        }
+    }
+    Ok(options)
+}
+
+fn is_connection_option(name: &str, options: &[&[u8]]) -> bool {
+    let begins_with = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    options.iter().any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+        && !NEVER_OPTIONS.iter().any(|never| name.eq_ignore_ascii_case(never))
+        && !NEVER_OPTION_PREFIXES.iter().any(begins_with)
 }
 
 /// What the framing of a message depends on.
@@ -423,6 +455,42 @@ mod tests {
         assert_eq!(status(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n"), Some(400));
         assert_eq!(status(b"GET / HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n"), Some(400));
         assert_eq!(status(b"GET / HTTP/2.0\r\nHost: x\r\n\r\n"), Some(505));
+    }
+
+    #[test]
+    fn fields_named_as_options_of_the_connection_end_here() {
+        let head = |fields: &str| {
+            let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+            let head = parse_request(request.as_bytes()).unwrap().unwrap().head;
+            String::from_utf8(head).unwrap()
+        };
+        let rest = "GET / HTTP/1.1\r\nHost: x\r\nB: 2\r\nConnection: close\r\n\r\n";
+        assert_eq!(head("Connection: a\r\nA: 1\r\nB: 2\r\n"), rest);
+        assert_eq!(head("A: 1\r\nconnection: keep-alive,, A ,TE\r\nB: 2\r\nTE: x\r\na: 3\r\n"), rest);
+        assert_eq!(head("Connection: a\r\nB: 2\r\nC: 1\r\nConnection: c\r\n"), rest);
+        // Only whole names.
+        assert!(head("Connection: a b, aa, \r\nA: 1\r\n").contains("A: 1\r\n"));
+    }
+
+    #[test]
+    fn a_client_cannot_name_away_what_the_program_relies_on() {
+        let request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nCookie: s=1\r\nX-Forwarded-For: 192.0.2.1\r\n\
+            Content-Type: text/plain\r\nAuthorization: y\r\n\
+            Connection: host, content-length, Cookie, X-FORWARDED-FOR, content-type, authorization, close\r\n\r\nabc";
+        let request = parse_request(request).unwrap().unwrap();
+        assert_eq!(request.body, Body::Length(3));
+        let head = String::from_utf8(request.head).unwrap();
+        for field in
+            ["Host: x", "Content-Length: 3", "Cookie: s=1", "X-Forwarded-For: 192.0.2.1", "Content-Type: text/plain", "Authorization: y"]
+        {
+            assert!(head.contains(&format!("\r\n{field}\r\n")), "{field}");
+        }
+        let chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: transfer-encoding\r\n\r\n0\r\n\r\n";
+        let request = parse_request(chunked).unwrap().unwrap();
+        assert_eq!(request.body, Body::Chunked(Chunks::default()));
+        assert!(memmem::find(&request.head, b"\r\nTransfer-Encoding: chunked\r\n").is_some());
+        let many = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: {}\r\n\r\n", "a,".repeat(CONNECTION_OPTIONS_MAX + 1));
+        assert_eq!(status(many.as_bytes()), Some(431));
     }
 
     #[test]
