@@ -32,6 +32,9 @@ const CONNECTIONS_MAX: usize = 8192;
 const OTHER_MAPPINGS: usize = 8192;
 /// Mappings that every VM may have.
 const HOST_MAPPINGS_MIN: usize = 1024;
+/// How long is waited before the first new attempt to fork a VM, and at most; the pause doubles.
+const RENEW_PAUSE: Duration = Duration::from_millis(10);
+const RENEW_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often expired connections are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 /// Tokens of the epoll set: listeners from 0, the wake-up, connections from here.
@@ -459,12 +462,24 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// Throw the VM away and fork another.
+    /// Throw the VM away and fork another. Where the host has no room for one (EMFILE, ENOMEM), try again until it has: the client
+    /// was answered before, and other threads take those that come meanwhile.
     fn renew(&mut self) -> Result<(), ServeError> {
-        let (sandbox, kicker) = Self::fork(self.shared)?;
-        self.kicker = kicker;
-        self.sandbox = sandbox;
-        Ok(())
+        let mut pause = RENEW_PAUSE;
+        loop {
+            match Self::fork(self.shared) {
+                Ok((sandbox, kicker)) => {
+                    self.kicker = kicker;
+                    self.sandbox = sandbox;
+                    return Ok(());
+                }
+                // No request will want the VM.
+                Err(_) if self.shared.draining.load(Ordering::Acquire) => return Ok(()),
+                Err(error) => self.shared.control.limited("log", "error", &format!("{error}; trying again in {} ms", pause.as_millis())),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(RENEW_PAUSE_MAX);
+        }
     }
 
     fn report(&self, end: &RunEnd) {
