@@ -282,6 +282,17 @@ class Service:
         return f"$ {' '.join(self.words)}\n-- stdout --\n{out}\n-- stderr --\n{log}"
 
 
+def processes_below(pid: int) -> list[int]:
+    """All processes that a process has started, and those that they have."""
+    direct = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return direct + [below for child in direct for below in processes_below(child)]
+
+
+def open_descriptors(service: Service) -> int:
+    """Open descriptors of the server's processes."""
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in processes_below(service.process.pid))
+
+
 class Kvmserver:
     """The installed command."""
 

@@ -1,11 +1,13 @@
 """A guest that fails while it serves: the client is told, the log says why, and the VM serves on."""
 
+import os
 import re
+import resource
 import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Guests, Kvmserver, Service, ask, exchange, free_port, wait_until
+from harness import Guests, Kvmserver, Service, ask, exchange, free_port, processes_below, wait_until
 
 REQUEST_TIME_S = 1.0
 
@@ -56,6 +58,7 @@ def check_serves_on(service: Service) -> None:
 
 @pytest.mark.parametrize(("path", "reason"), CRASHES)
 def test_a_crash_is_a_502_and_one_log_line(path: str, reason: str, service: Service) -> None:
+    """T20: each failure has its own name, none is called a timeout; N5: an exit in any thread ends the program."""
     time.sleep(LOG_WINDOW_S)
     before = len(service.log)
     start = time.monotonic()
@@ -87,6 +90,7 @@ def test_a_stream_closed_without_an_answer_is_no_answer(path: str, service: Serv
 
 @pytest.mark.parametrize("path", HANGS)
 def test_a_hang_is_a_504(path: str, service: Service) -> None:
+    """N8: the time limit holds, with and without system calls."""
     start = time.monotonic()
     answer = service.ask(path)
     # What can never go on need not be waited for, but then it is a failure of the program, not of time.
@@ -150,6 +154,26 @@ def test_the_time_limit_holds_a_hundred_times(guests: Guests, kvmserver: Kvmserv
         assert time.monotonic() - start < 2
         if turn % 10 == 0:
             assert service.ask().body == "3\n"
+    kvmserver.stop(service)
+
+
+def test_a_vm_that_cannot_be_forked_is_tried_again(guests: Guests, kvmserver: Kvmserver) -> None:
+    """Without descriptors no VM can be made; the thread of the one that was thrown away waits until there are some."""
+    port = free_port()
+    words = ["-t", "2", "--warmup", "2", "--allow-all", "run", guests.c("failures"), str(port)]
+    service = kvmserver.start(*words, port=port).wait_ready()
+    (worker,) = [pid for pid in processes_below(service.process.pid) if not processes_below(pid)]
+    highest = max(int(number) for number in os.listdir(f"/proc/{worker}/fd"))
+    before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    # Room for the connection, and for nothing else.
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (highest + 2, before[1]))
+    assert service.ask("/segv").status == 502
+    service.wait_log(r"cannot fork a request VM: .*; trying again in \d+ ms")
+    assert {service.ask("/echo", "POST", b"x").body for _ in range(20)} == {"x"}, "the other VM serves on"
+    assert service.ask("/segv").status == 502
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+    assert service.ask().body == "3\n", "a new VM"
+    assert worker in processes_below(service.process.pid), "in the same worker"
     kvmserver.stop(service)
 
 

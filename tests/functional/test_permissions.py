@@ -70,6 +70,16 @@ for attempt in attempts:
     assert sorted(path.name for path in secret.parent.iterdir()) == ["secret"]
 
 
+def test_statx_tells_nothing_of_what_is_denied(kvmserver: Kvmserver, secret: Path) -> None:
+    """T12: coreutils' stat asks by statx."""
+    words = ["run", "stat", "--format=%s", str(secret)]
+    done = kvmserver.run("--verbose-syscalls", *words)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"statx(" in done.stderr
+    done = kvmserver.run(f"--allow-read={secret}", *words)
+    assert (done.returncode, done.stdout) == (0, b"11\n"), done.stderr.decode()
+
+
 def test_a_write_grant_writes_its_tree_and_no_more(kvmserver: Kvmserver, secret: Path) -> None:
     """K2: a broad grant to read beside a narrow one to write."""
     code = "import sys; open(sys.argv[1], 'w').write('written\\n')"
@@ -131,6 +141,21 @@ def test_no_network_without_a_grant(kvmserver: Kvmserver, peers: EchoPeers) -> N
     assert connect(f"--allow-connect=127.0.0.1:{peers.tcp_port}") == "connected"
     assert connect("--allow-connect=127.0.0.1:1") == "PermissionError"
     assert connect("--allow-listen") == "PermissionError"
+
+
+def test_two_ipv6_grants_are_both_usable(kvmserver: Kvmserver) -> None:
+    """K3: whether or not anybody answers there; another port of the same address stays forbidden."""
+    code = """
+import socket
+for port in (1, 2, 3):
+    try:
+        socket.create_connection(("::1", port), timeout=5)
+    except OSError as error:
+        print(isinstance(error, PermissionError))
+"""
+    grants = ["--allow-read", "--allow-connect=[::1]:1,[::1]:2"]
+    done = kvmserver.run(*grants, "run", "python3", "-c", code)
+    assert done.stdout.split() == [b"False", b"False", b"True"], done.stderr.decode()
 
 
 def test_no_listener_without_a_grant(guests: Guests, kvmserver: Kvmserver) -> None:

@@ -1,5 +1,7 @@
 """Programs that are no servers: they run as natively, with their input, output and exit status passed through."""
 
+import fcntl
+import os
 import signal
 import subprocess
 import time
@@ -51,8 +53,36 @@ def test_python_threads(kvmserver: Kvmserver) -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 7, 255])
 def test_exit_status_passes_through(status: int, kvmserver: Kvmserver) -> None:
+    """K23: a program that is no server ends as it does natively."""
     done = kvmserver.run("--allow-all", "run", "sh", "-c", f"exit {status}")
     assert done.returncode == status, text(done.stderr)
+
+
+def test_an_exit_in_a_thread_ends_the_program(kvmserver: Kvmserver) -> None:
+    """N5: exit_group of any thread, with its status; the first thread waits for ever."""
+    code = "import os, threading; threading.Thread(target=lambda: os._exit(7)).start(); threading.Event().wait()"
+    done = kvmserver.run("--allow-all", "run", "python3", "-c", code, timeout_s=60)
+    assert done.returncode == 7, text(done.stderr)
+
+
+def test_flags_of_our_streams_stay_ours(kvmserver: Kvmserver) -> None:
+    """T14: what a program sets on its standard streams is set in its own Linux, not on our descriptors."""
+    code = """
+import fcntl, os
+for fd in range(3):
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)
+print([bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK) for fd in range(3)])
+"""
+    pipes = [os.pipe() for _ in range(3)]
+    ours = [pipes[0][0], pipes[1][1], pipes[2][1]]
+    before = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in ours]
+    words = [kvmserver.script, "--allow-all", "run", "python3", "-c", code]
+    done = subprocess.run(words, stdin=ours[0], stdout=ours[1], stderr=ours[2], timeout=60)
+    assert done.returncode == 0
+    assert [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in ours] == before
+    assert os.read(pipes[1][0], 100) == b"[True, True, True]\n"
+    for fd in (end for pipe in pipes for end in pipe):
+        os.close(fd)
 
 
 def test_standard_streams_pass_through(kvmserver: Kvmserver) -> None:

@@ -1,4 +1,4 @@
-"""The property behind it all: after any system calls and memory writes, a reset equals a fresh fork.
+"""T16, the property behind it all: after any system calls and memory writes, a reset equals a fresh fork.
 
 A guest describes its state in every answer and then makes random calls with random arguments, in a sandbox without
 rights (but one directory to write to). A failing seed is shrunk by hypothesis. The same calls are a test of our Linux:

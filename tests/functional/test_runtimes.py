@@ -6,7 +6,7 @@ import pytest
 from harness import PROGRAMS, PYTHON, Guests, Kvmserver, Service, ask_often, find_tool, free_port
 
 V8_FLAGS = "--predictable,--max-old-space-size=64,--max-semi-space-size=64"
-REQUESTS = 1000
+REQUESTS = 1000  # K22: each runtime, again and again
 
 
 def check_frozen(service: Service, expected: str, clients: int, requests: int = REQUESTS) -> None:
@@ -53,7 +53,7 @@ def test_node(threads: int, kvmserver: Kvmserver) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_go(threads: int, guests: Guests, kvmserver: Kvmserver) -> None:
-    """T50: goroutines, timers and the collector."""
+    """T50: goroutines, timers and the collector; T47: a heap at a high address, in blocks that are split."""
     port = free_port()
     service = kvmserver.serve([guests.go(), str(port)], port, threads=threads, warmup=20)
     check_frozen(service, "21", clients=threads)
@@ -65,7 +65,10 @@ def test_go(threads: int, guests: Guests, kvmserver: Kvmserver) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_deno_as_in_the_readme(threads: int, kvmserver: Kvmserver) -> None:
-    """After 1,000 warm-up requests the answer is 1001, and 1001 again, from any number of clients."""
+    """After 1,000 warm-up requests the answer is 1001, and 1001 again, from any number of clients.
+
+    K17, K18: V8 maps its libraries and its snapshot from files, and reads them after forks and resets.
+    """
     port = free_port()
     program = ["deno", "run", "--allow-all", str(PROGRAMS / "counter.ts"), str(port)]
     find_tool("deno")

@@ -20,7 +20,7 @@ KINDS = [
     ("server_accept", "accept4", "accept"),
     ("server_accept", "thread", "accept"),
 ]
-REQUESTS = 1000
+REQUESTS = 1000  # K22: what fails once in a while fails here
 
 
 def check_frozen(service: Service, expected: str, clients: int, requests: int = REQUESTS) -> None:
@@ -34,6 +34,7 @@ def check_frozen(service: Service, expected: str, clients: int, requests: int = 
 def test_counter_is_frozen(
     program: str, mode: str, wait: str, threads: int, guests: Guests, kvmserver: Kvmserver
 ) -> None:
+    """K7: every way to wait; K11: two epoll sets, one in the other or side by side; K12: accept4 with SOCK_NONBLOCK."""
     port = free_port()
     service = kvmserver.serve([guests.c(program), str(port), mode], port, threads=threads, warmup=20)
     assert service.ready is not None

@@ -46,7 +46,7 @@ static void pipes(void)
     int ends[2], count = 0, available;
     char text[32];
     pthread_t thread;
-    CHECK("pipe2", pipe2(ends, O_NONBLOCK | O_CLOEXEC) == 0 && fcntl(ends[0], F_GETFD) == FD_CLOEXEC && (fcntl(ends[1], F_GETFL) & O_NONBLOCK));
+    CHECK("T16 pipe2 keeps both flags", pipe2(ends, O_NONBLOCK | O_CLOEXEC) == 0 && fcntl(ends[0], F_GETFD) == FD_CLOEXEC && (fcntl(ends[1], F_GETFL) & O_NONBLOCK));
     CHECK_ERRNO("an empty pipe", read(ends[0], text, 1), EAGAIN);
     CHECK_ERRNO("reading the writing end", read(ends[1], text, 1), EBADF);
     CHECK_ERRNO("writing the reading end", write(ends[0], text, 1), EBADF);

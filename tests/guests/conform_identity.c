@@ -44,8 +44,8 @@ static void numbers(void)
     CHECK_ERRNO("getpgid of nobody", getpgid(999999), ESRCH);
     CHECK_ERRNO("getsid of nobody", getsid(999999), ESRCH);
     CHECK_ERRNO("waitpid without children", waitpid(-1, NULL, WNOHANG), ECHILD);
-    CHECK_ERRNO("an unknown system call", syscall(9999), ENOSYS);
-    CHECK_ERRNO("system call -1", syscall(-1), ENOSYS);
+    CHECK_ERRNO("N8 an unknown system call", syscall(9999), ENOSYS);
+    CHECK_ERRNO("N8 system call -1", syscall(-1), ENOSYS);
 }
 
 static void names(void)

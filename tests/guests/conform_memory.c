@@ -33,7 +33,7 @@ static void mapping(void)
     CHECK("the fault has the address", tap_fault_address == page && tap_fault_code == SEGV_MAPERR);
     CHECK("munmap of nothing succeeds", munmap(page, PAGE) == 0);
     again = mmap(page, PAGE, READ_WRITE, ANONYMOUS | MAP_FIXED, -1, 0);
-    CHECK("MAP_FIXED takes the address", again == page);
+    CHECK("K5 MAP_FIXED takes the address", again == page);
     CHECK("T32 and the page is zero again", is_zero(page, PAGE));
     memset(page, 8, PAGE);
     CHECK("MAP_FIXED over a mapping replaces it", mmap(page, PAGE, READ_WRITE, ANONYMOUS | MAP_FIXED, -1, 0) == page && is_zero(page, PAGE));

@@ -202,6 +202,23 @@ static void loopback(void)
     CHECK_ERRNO("nobody calls", accept(listener, NULL, NULL), EAGAIN);
     CHECK_ERRNO("accept4 with bad flags", accept4(listener, NULL, NULL, 1), EINVAL);
     CHECK_ERRNO("reading a listener", read(listener, &value, 4), ENOTCONN);
+    int callers[2], calls[2];
+    char byte = 0;
+    for (int i = 0; i < 2; i++) {
+        callers[i] = socket(AF_INET, SOCK_STREAM, 0);
+        CHECK("T35 a call to oneself", connect(callers[i], (void *)&address, sizeof address) == 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        struct pollfd waiting = {.fd = listener, .events = POLLIN};
+        CHECK("T35 accept", poll(&waiting, 1, 5000) == 1 && (calls[i] = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0);
+    }
+    CHECK("T35 two accepts in a row give two sockets", calls[0] != calls[1]);
+    CHECK("K12 the listener's O_NONBLOCK is not theirs", (fcntl(calls[0], F_GETFL) & O_NONBLOCK) == 0 && (fcntl(calls[1], F_GETFL) & O_NONBLOCK) == 0);
+    CHECK("T35 the second is used first", write(callers[1], "b", 1) == 1 && read(calls[1], &byte, 1) == 1 && byte == 'b');
+    CHECK("T35 then the first", write(callers[0], "a", 1) == 1 && read(calls[0], &byte, 1) == 1 && byte == 'a');
+    CHECK("T35 and back", write(calls[0], "A", 1) == 1 && write(calls[1], "B", 1) == 1 && read(callers[1], &byte, 1) == 1 && byte == 'B' && read(callers[0], &byte, 1) == 1 && byte == 'A');
+    CHECK("T33 each is a socket, and its file another", close(calls[0]) == 0 && open("/dev/null", O_RDONLY) == calls[0] && read(calls[0], &byte, 1) == 0 && write(callers[1], "c", 1) == 1 && read(calls[1], &byte, 1) == 1);
+    close(calls[0]), close(calls[1]), close(callers[0]), close(callers[1]);
     close(listener);
 }
 

@@ -1,13 +1,12 @@
 """Hostile clients: whatever they send or leave out, nobody else notices, and nothing is kept for them."""
 
-import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Guests, Kvmserver, Service, exchange, free_port, wait_until
+from harness import Guests, Kvmserver, Service, exchange, free_port, open_descriptors, processes_below, wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 REQUEST_TIME_S = 2.0
@@ -23,20 +22,9 @@ def service(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     installed.stop(started)
 
 
-def children(pid: int) -> list[int]:
-    """All processes below one."""
-    direct = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in direct] + [below for child in direct for below in children(int(child))]
-
-
-def descriptors(service: Service) -> int:
-    """Open descriptors of the server's processes."""
-    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in children(service.process.pid))
-
-
 def resident_mib(service: Service) -> float:
     """Memory of the server's processes."""
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children(service.process.pid))
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes_below(service.process.pid))
     return pages * 4096 / (1 << 20)
 
 
@@ -46,25 +34,25 @@ def check(service: Service) -> None:
 
 def test_ten_thousand_connections_leave_no_descriptor(service: Service) -> None:
     check(service)
-    before = descriptors(service)
+    before = open_descriptors(service)
     for turn in range(10_000):
         with socket.create_connection(("127.0.0.1", service.port)) as client:
             if turn % 3 == 1:
                 client.send(b"GET / HT")
             if turn % 30 == 2:
                 client.send(GET)
-    wait_until(lambda: descriptors(service) <= before + 2, 15, "descriptors are closed")
+    wait_until(lambda: open_descriptors(service) <= before + 2, 15, "descriptors are closed")
     check(service)
 
 
 @pytest.mark.parametrize("path", ["/", "/slow/300", "/big/20000000", "/loop"])
 def test_clients_that_vanish(path: str, service: Service) -> None:
-    before = descriptors(service)
+    before = open_descriptors(service)
     for _ in range(10):
         with socket.create_connection(("127.0.0.1", service.port)) as client:
             client.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             time.sleep(0.01)
-    wait_until(lambda: descriptors(service) <= before + 2, 40, "descriptors are closed")
+    wait_until(lambda: open_descriptors(service) <= before + 2, 40, "descriptors are closed")
     check(service)
 
 
@@ -99,6 +87,22 @@ def test_what_is_not_http_is_refused(request_bytes: bytes, service: Service) -> 
 def test_garbage_behind_a_request_is_no_request(service: Service) -> None:
     received = exchange(service.port, GET + b"\x00garbage" * 1000 + GET)
     assert received.count(b"HTTP/1.1 200") == 1
+    check(service)
+
+
+@pytest.mark.parametrize("size", [200_000, 1_000_000])
+def test_a_response_arrives_although_the_client_sent_too_much(size: int, service: Service) -> None:
+    """Unread bytes at the close would make TCP throw away what the client has not taken yet."""
+    with socket.socket() as client:
+        # A small window, so that the response lies with the server when it closes.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", service.port))
+        client.sendall(b"GET /big/500000 HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * size)
+        time.sleep(0.5)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 200")
+    assert len(received.partition(b"\r\n\r\n")[2]) == 500_000
     check(service)
 
 

@@ -32,11 +32,13 @@ def test_k03_all_addresses_of_a_name_are_kept() -> None:
 
 
 def test_k03_two_ipv6_grants_are_both_usable() -> None:
+    """K3: neither takes the place of the other."""
     rules = permissions.net_grant(("[2001:db8::1]:80", "2001:db8::2"), no_names)
     assert rules == (NetRule("2001:db8::1", 80), NetRule("2001:db8::2", None))
 
 
 def test_k26_a_granted_variable_that_is_not_set_is_simply_absent() -> None:
+    """K26, as the tests below: every finding about the command line."""
     assert "NOPE" not in dict(permissions.guest_environment({}, ("NOPE",), ()))
 
 

@@ -70,6 +70,7 @@ fn rule(address: Option<&str>, port: Option<u16>) -> NetRule {
     NetRule { address: address.map(|text| text.parse().expect("address")), port }
 }
 
+/// K3: several addresses of one family.
 #[test]
 fn k3_addresses_and_ports() {
     let mut config = config(&[], &[]);
@@ -104,6 +105,7 @@ fn any_path() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    // K4: every lookup ends, whatever the table and the path.
     #[test]
     fn k4_agrees_with_a_naive_matcher(
         read in prop::collection::vec(any_path(), 0..4),
