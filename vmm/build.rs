@@ -17,13 +17,11 @@ const COMPILE: [&str; 9] = [
     "-fcf-protection=none",
     "-Wall",
 ];
-const LINK: [&str; 10] = [
+const LINK: [&str; 8] = [
     "-shared",
     "-nostdlib",
-    "-Wl,-soname=linux-vdso.so.1",
     "-Wl,--hash-style=both",
     "-Wl,--build-id=none",
-    "-Wl,--eh-frame-hdr",
     "-Wl,--no-undefined",
     "-Wl,-z,noexecstack",
     "-Wl,-z,max-page-size=4096",
@@ -32,22 +30,27 @@ const LINK: [&str; 10] = [
 
 fn main() {
     let guestlib = Path::new(&variable("CARGO_MANIFEST_DIR")).join("../guestlib");
-    let output = PathBuf::from(variable("OUT_DIR")).join("vdso.so");
-    for file in ["vdso.c", "vdso.lds", "clock_page.h"] {
+    let output = PathBuf::from(variable("OUT_DIR"));
+    for file in ["vdso.c", "vdso.lds", "clock_page.h", "kvmserverguest.c", "kvmserverguest.h", "guest_calls.h"] {
         println!("cargo::rerun-if-changed={}", guestlib.join(file).display());
     }
     println!("cargo::rerun-if-env-changed=CC");
+    let script = format!("-Wl,-T,{}", guestlib.join("vdso.lds").display());
+    let vdso = ["-Wl,-soname=linux-vdso.so.1", "-Wl,--eh-frame-hdr", &script];
+    build(&guestlib.join("vdso.c"), &vdso, &output.join("vdso.so"));
+    build(&guestlib.join("kvmserverguest.c"), &["-Wl,-soname=libkvmserverguest.so"], &output.join("libkvmserverguest.so"));
+}
+
+fn build(source: &Path, options: &[&str], output: &Path) {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
     // CC may carry options, as in make.
     let mut words = compiler.split_whitespace();
     let mut command = Command::new(words.next().unwrap_or("cc"));
-    command.args(words).args(COMPILE).args(LINK);
-    command.arg(format!("-Wl,-T,{}", guestlib.join("vdso.lds").display()));
-    command.arg("-o").arg(&output).arg(guestlib.join("vdso.c"));
+    command.args(words).args(COMPILE).args(LINK).args(options).arg("-o").arg(output).arg(source);
     let status = command.status();
     let status =
         status.unwrap_or_else(|error| panic!("cannot run the C compiler {compiler}: {error} (on Debian: apt install gcc libc6-dev)"));
-    assert!(status.success(), "{compiler} could not build guestlib/vdso.c: {status}");
+    assert!(status.success(), "{compiler} could not build {}: {status}", source.display());
 }
 
 fn variable(name: &str) -> String {

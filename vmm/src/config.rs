@@ -49,12 +49,42 @@ pub struct SandboxConfig {
     pub max_main_memory: u64,
     /// Size of the guest's address space in bytes.
     pub max_address_space: u64,
+    /// What it is to the storage program, where there is one.
+    #[serde(default)]
+    pub gate: Option<Gate>,
     /// Print one strace-like line per system call on stderr.
     #[serde(default)]
     pub trace_system_calls: bool,
     /// Say more in the log.
     #[serde(default)]
     pub verbose: bool,
+}
+
+/// What a program is to the gate between request VMs and the storage program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(tag = "role", rename_all = "snake_case")]
+pub enum Gate {
+    /// It may call the storage program.
+    Caller,
+    /// It is the storage program.
+    Storage {
+        /// Request VMs that it shares memory with.
+        lanes: usize,
+    },
+}
+
+/// A storage program and its limits.
+#[derive(Debug, Clone, Deserialize)]
+pub struct StorageConfig {
+    /// The program.
+    pub sandbox: SandboxConfig,
+    /// Longest time from a call to its answer, nanoseconds.
+    pub max_call_time_ns: u64,
+    /// Longest time from a start to the first wait, nanoseconds.
+    pub boot_time_ns: u64,
+    /// Each request VM has one of its own.
+    #[serde(default)]
+    pub one_to_one: bool,
 }
 
 /// How a worker process serves; see `_vmm.pyi`.
@@ -84,4 +114,7 @@ pub struct ServeConfig {
     /// writes.
     #[serde(default)]
     pub prime: Vec<String>,
+    /// The storage program, where there is one: what is needed to start it again.
+    #[serde(default)]
+    pub storage: Option<StorageConfig>,
 }

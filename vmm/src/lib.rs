@@ -8,7 +8,8 @@
 //! 4. [`linux`]: our Linux: threads, signals, files, and the table of system calls. It never sees a platform.
 //! 5. [`loader`]: from a program file to a process that can start.
 //! 6. [`sandbox`]: the three together, and the life of a snapshot: boot, freeze, fork, run, reset, verify.
-//! 7. [`serve`]: connections in, requests to sandboxes, responses out.
+//! 7. [`storage`]: the program beside the request VMs that keeps state, and the calls to it.
+//! 8. [`serve`]: connections in, requests to sandboxes, responses out.
 
 pub mod config;
 pub mod cpu;
@@ -22,3 +23,4 @@ mod python;
 pub mod sandbox;
 pub mod serve;
 pub mod stats;
+pub mod storage;

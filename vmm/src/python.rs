@@ -9,11 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde_json::{Value, json};
 
-use crate::config::{SandboxConfig, ServeConfig};
+use crate::config::{SandboxConfig, ServeConfig, StorageConfig};
 use crate::linux::clock::host_monotonic;
 use crate::platform::kvm::Host;
 use crate::sandbox::{self, LoadSandboxError, RunEnd};
-use crate::serve;
+use crate::{serve, storage};
 
 create_exception!(_vmm, VmmError, PyException);
 
@@ -78,9 +78,13 @@ fn kicker(sandbox: &mut sandbox::Sandbox) -> PyResult<crate::platform::kvm::Kick
 #[pymethods]
 impl Sandbox {
     #[new]
-    fn new(py: Python<'_>, config: &str) -> PyResult<Self> {
+    #[pyo3(signature = (config, storage=None))]
+    fn new(py: Python<'_>, config: &str, storage: Option<&Storage>) -> PyResult<Self> {
         let config: SandboxConfig = parse(config)?;
-        let sandbox = py.detach(|| sandbox::Sandbox::load(&config)).map_err(|failure| load_error(&failure))?;
+        let mut sandbox = py.detach(|| sandbox::Sandbox::load(&config)).map_err(|failure| load_error(&failure))?;
+        if let Some(link) = storage.and_then(Storage::link) {
+            sandbox.connect(link).map_err(|errno| error("system", format!("cannot map memory: {errno}"), ""))?;
+        }
         Ok(Self { inner: Mutex::new(Some(sandbox)) })
     }
 
@@ -142,12 +146,103 @@ impl Snapshot {
     }
 
     #[expect(unsafe_code, reason = "a descriptor number that Python hands over")]
-    fn serve(&self, py: Python<'_>, config: &str) -> PyResult<String> {
+    #[pyo3(signature = (config, storage=None))]
+    fn serve(&self, py: Python<'_>, config: &str, storage: Option<&Storage>) -> PyResult<String> {
         let config: ServeConfig = parse(config)?;
         // SAFETY: the caller keeps the descriptor open for the duration of the call; it is duplicated at once.
         let control = unsafe { BorrowedFd::borrow_raw(config.control_fd) };
-        let stats = py.detach(|| serve::serve(&self.inner, &config, control)).map_err(|failure| error("system", failure, ""))?;
+        let suspended = storage.and_then(Storage::take_suspended);
+        let stats = py.detach(|| serve::serve(&self.inner, &config, control, suspended)).map_err(|failure| error("system", failure, ""))?;
         Ok(serde_json::to_string(&stats).unwrap_or_default())
+    }
+}
+
+/// The storage program's VM, before and beside the request VMs.
+#[pyclass(frozen, module = "kvmserver._vmm")]
+struct Storage {
+    inner: Mutex<StorageState>,
+}
+
+/// Where it is in its life.
+enum StorageState {
+    Running(storage::Storage),
+    Suspended(Box<sandbox::Suspended>),
+    Gone,
+}
+
+impl Storage {
+    fn state(&self) -> std::sync::MutexGuard<'_, StorageState> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self) -> Option<sandbox::RemoteLink> {
+        match &*self.state() {
+            StorageState::Running(storage) => {
+                let area = storage.lanes().first()?.clone();
+                Some(sandbox::RemoteLink { remote: storage.remote(), lane: 0, area })
+            }
+            _ => None,
+        }
+    }
+
+    fn take_suspended(&self) -> Option<sandbox::Suspended> {
+        match std::mem::replace(&mut *self.state(), StorageState::Gone) {
+            StorageState::Suspended(suspended) => Some(*suspended),
+            _ => None,
+        }
+    }
+}
+
+fn storage_error(failure: &storage::BootError) -> PyErr {
+    match failure {
+        storage::BootError::Load(load) => load_error(load),
+        failure => error("system", failure, ""),
+    }
+}
+
+#[pymethods]
+impl Storage {
+    #[new]
+    fn new(config: &str) -> PyResult<Self> {
+        let config: StorageConfig = parse(config)?;
+        let storage = storage::Storage::new(&config, 1).map_err(|errno| error("system", format!("cannot share memory: {errno}"), ""))?;
+        Ok(Self { inner: Mutex::new(StorageState::Running(storage)) })
+    }
+
+    fn boot(&self, py: Python<'_>, timeout_ns: u64) -> PyResult<String> {
+        py.detach(|| {
+            let state = self.state();
+            let StorageState::Running(storage) = &*state else { return Err(PyRuntimeError::new_err("the storage program was suspended")) };
+            let end = match storage.boot(timeout_ns) {
+                Ok(init_ns) => json!({"end": "waiting", "init_ns": init_ns}),
+                Err(storage::BootError::Ended(end)) => serde_json::to_value(&end).unwrap_or_else(|_| json!({"end": end.name()})),
+                Err(failure) => return Err(storage_error(&failure)),
+            };
+            storage.look_after(false).map_err(|errno| error("system", format!("cannot start a thread: {errno}"), ""))?;
+            Ok(end.to_string())
+        })
+    }
+
+    fn suspend(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let mut state = self.state();
+            let StorageState::Running(storage) = std::mem::replace(&mut *state, StorageState::Gone) else { return Ok(()) };
+            match storage.suspend() {
+                Ok(suspended) => {
+                    *state = StorageState::Suspended(Box::new(suspended));
+                    Ok(())
+                }
+                Err(Some(failure)) => Err(error("storage", format!("cannot suspend the storage program: {failure}"), "")),
+                Err(None) => {
+                    let why: Vec<String> = storage.take_messages().into_iter().map(|message| message.text).collect();
+                    Err(error("storage", why.first().map_or("the storage program is not running", String::as_str), ""))
+                }
+            }
+        })
+    }
+
+    fn discard(&self, py: Python<'_>) {
+        py.detach(|| *self.state() = StorageState::Gone);
     }
 }
 
@@ -168,6 +263,7 @@ fn _vmm(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("VmmError", module.py().get_type::<VmmError>())?;
     module.add_class::<Sandbox>()?;
     module.add_class::<Snapshot>()?;
+    module.add_class::<Storage>()?;
     module.add_function(wrap_pyfunction!(probe, module)?)?;
     module.add_function(wrap_pyfunction!(syscall_table, module)?)
 }

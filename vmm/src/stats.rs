@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::storage::StorageStats;
+
 /// What one run has cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RunCounters {
@@ -62,6 +64,9 @@ pub struct ServeStats {
     pub discarded: u64,
     /// Sums over all runs.
     pub totals: RunCounters,
+    /// What the storage program has done, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageStats>,
 }
 
 impl ServeStats {
@@ -77,5 +82,8 @@ impl ServeStats {
             *self.failures.entry(end.clone()).or_default() += count;
         }
         self.totals.add(&other.totals);
+        if let Some(storage) = &other.storage {
+            self.storage.get_or_insert_default().add(storage);
+        }
     }
 }

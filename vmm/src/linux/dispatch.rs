@@ -1,5 +1,6 @@
 //! One system call from number to outcome, and what the outcome does to the thread that made it.
 
+use super::gate::RemoteCall;
 use super::thread::{Blocked, State, Tid};
 use super::{Answer, Attempt, Call, Errno, Execute, Kernel, MonotonicNs, Outcome, table};
 use crate::memory::AddressSpace;
@@ -11,6 +12,8 @@ pub enum Applied {
     Done,
     /// The process is to run another program; if that fails, the call has to be given its errno.
     Execute(Box<Execute>),
+    /// The storage program has to be asked.
+    Remote(RemoteCall),
     /// A signal came while the thread slept: it will make the call again after the handler.
     Restarted,
     /// The thread sleeps.
@@ -51,7 +54,7 @@ impl Kernel {
         progress: u64,
     ) -> Applied {
         let mut call = Call { kernel: self, space, tid, number, args, attempt, saved_deadline, progress };
-        let answer = match table::table().get(number).copied().flatten() {
+        let answer = match table::find(number) {
             Some(entry) => (entry.handler)(&mut call),
             None => Err(Errno::NOSYS),
         };
@@ -71,6 +74,7 @@ impl Kernel {
         let result = match answer {
             Ok(Outcome::Return(value)) => value,
             Ok(Outcome::Execute(execute)) => return Applied::Execute(execute),
+            Ok(Outcome::Remote(remote)) => return Applied::Remote(remote),
             Ok(Outcome::Replaced) => return Applied::Done,
             Ok(Outcome::ExitThread(status)) => {
                 self.exit_thread(space, tid, status);

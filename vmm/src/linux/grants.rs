@@ -46,6 +46,9 @@ pub enum GrantError {
         /// Why.
         source: Errno,
     },
+    /// The library for guests cannot be made.
+    #[error("cannot make a file in memory: {0}")]
+    Library(#[source] Errno),
     /// A path that has to be absolute is not.
     #[error("{path} is not an absolute path")]
     Relative {
@@ -81,6 +84,13 @@ impl Access {
     }
 }
 
+/// The directories where loaders look for libraries that nobody has told them about: Debian's and musl's, and the 64-bit one of
+/// others. `libkvmserverguest.so` appears in them.
+const LIBRARY_DIRECTORIES: [&[u8]; 2] = [b"/usr/lib", b"/usr/lib64"];
+const GUEST_LIBRARY_NAME: &[u8] = b"libkvmserverguest.so";
+/// What a program inside kvmserver can ask of it; see guestlib/kvmserverguest.h.
+const GUEST_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libkvmserverguest.so"));
+
 /// A piece of the host's file system in the guest's tree of names.
 #[derive(Debug)]
 pub struct Mount {
@@ -91,6 +101,8 @@ pub struct Mount {
     /// The way from the anchor; empty where the anchor itself is mounted.
     rest: Vec<u8>,
     volume: bool,
+    /// The anchor is no directory, but the object itself.
+    is_object: bool,
 }
 
 impl Mount {
@@ -100,6 +112,10 @@ impl Mount {
     ///
     /// As `openat(2)`.
     pub fn open(&self) -> Result<Step, Errno> {
+        if self.is_object {
+            let handle = self.anchor.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))?;
+            return Ok(Step::Object(handle, false));
+        }
         match self.holder() {
             Some((directory, name)) => host_path::step(&directory, name),
             None if self.rest.is_empty() => host_path::step(&self.anchor, b"."),
@@ -178,6 +194,7 @@ impl Grants {
             grants.add_identity(located, access);
         }
         grants.drop_covered_mounts();
+        grants.add_guest_library()?;
         for volume in &config.volumes {
             let place = builder.locate(volume.guest.as_bytes(), false)?;
             let source = Builder { root: builder.clone_root()?, links: Vec::new() }.locate(volume.host.as_bytes(), true)?;
@@ -196,9 +213,21 @@ impl Grants {
             return;
         }
         if !self.mounts.iter().any(|mount| mount.path == located.path) {
-            self.mounts.push(Mount { path: located.path.clone(), anchor: located.anchor, rest: located.rest, volume: false });
+            self.mounts.push(Mount { path: located.path.clone(), anchor: located.anchor, rest: located.rest, volume: false, is_object: false });
         }
         self.rules.push(Rule { path: located.path, access, volume: false });
+    }
+
+    /// `libkvmserverguest.so` is in every guest, whatever is granted.
+    fn add_guest_library(&mut self) -> Result<(), GrantError> {
+        let library = guest_library().map_err(GrantError::Library)?;
+        for directory in LIBRARY_DIRECTORIES {
+            let path = guest_path::join(directory, GUEST_LIBRARY_NAME);
+            let anchor = library.try_clone().map_err(|error| GrantError::Library(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))?;
+            self.rules.push(Rule { path: path.clone(), access: Access { read: true, write: false }, volume: true });
+            self.mounts.push(Mount { path, anchor, rest: Vec::new(), volume: true, is_object: true });
+        }
+        Ok(())
     }
 
     fn add_volume(&mut self, located: Located, access: Access) {
@@ -212,7 +241,7 @@ impl Grants {
         self.mounts.retain(|mount| !hidden(&mount.path, mount.volume));
         self.rules.retain(|rule| !hidden(&rule.path, rule.volume));
         self.rules.push(Rule { path: path.clone(), access, volume: true });
-        self.mounts.push(Mount { path, anchor, rest, volume: true });
+        self.mounts.push(Mount { path, anchor, rest, volume: true, is_object: false });
     }
 
     /// The identity tree is one tree: below the mount of a directory, another mount would only be a second way to the same place.
@@ -422,6 +451,20 @@ fn absolute(path: &[u8]) -> Result<Vec<u8>, GrantError> {
         [b'/', ..] => Ok(path.to_vec()),
         _ => Err(GrantError::Relative { path: String::from_utf8_lossy(path).into_owned() }),
     }
+}
+
+/// The library for guests as a sealed file in memory.
+fn guest_library() -> Result<OwnedFd, Errno> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create("libkvmserverguest.so", flags)?;
+    let mut written = 0;
+    while written < GUEST_LIBRARY.len() {
+        written += rustix::io::write(&file, &GUEST_LIBRARY[written..])?;
+    }
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444))?;
+    let seals = rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::GROW | rustix::fs::SealFlags::SHRINK | rustix::fs::SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file)
 }
 
 /// This process's umask, without changing it even for a moment.

@@ -20,6 +20,7 @@ pub mod futex_pi;
 #[cfg(test)]
 mod futex_tests;
 pub mod grants;
+pub mod gate;
 pub mod guest_path;
 pub mod host_path;
 pub mod path;
@@ -54,7 +55,8 @@ use file::{FileId, Files, PollEvents};
 use futex::FutexTable;
 use grants::Grants;
 use process::Process;
-use thread::{Thread, Threads, Tid};
+use gate::Role;
+use thread::{State, Thread, Threads, Tid};
 
 /// A moment on the guest's CLOCK_MONOTONIC, nanoseconds.
 pub type MonotonicNs = u64;
@@ -70,6 +72,8 @@ pub enum Outcome {
     ExitThread(i32),
     /// The whole process ends (`exit_group`).
     ExitProcess(i32),
+    /// The storage program is to answer; whoever runs the VM puts its result into RAX.
+    Remote(gate::RemoteCall),
     /// The process is to run another program (`execve`).
     Execute(Box<Execute>),
     /// The handler has put new registers into the thread (`rt_sigreturn`, `execve`): RAX is not touched.
@@ -149,6 +153,8 @@ pub enum WaitFor {
     Files(Vec<(FileId, PollEvents)>),
     /// A wake on the futex queue the thread has put itself into.
     Futex,
+    /// A call to the storage program.
+    Call,
     /// One of these signals becoming pending (`rt_sigtimedwait`), as a signal mask.
     Signals(u64),
 }
@@ -253,6 +259,8 @@ pub struct Kernel {
     pub clock: Clock,
     /// What the program may touch, and what never changes about it.
     pub grants: Arc<Grants>,
+    /// What it is to the gate between request VMs and the storage program.
+    pub role: Role,
     /// Lines for the log about what the program did (unknown calls and such), bounded; the run loop takes them.
     pub notes: Vec<String>,
 }

@@ -1,6 +1,7 @@
 //! Which thread runs next, and what the kernel as a whole waits for.
 
 use super::file::View;
+use super::gate::{Role, StorageState};
 use super::thread::{State, Tid};
 use super::{Attempt, Kernel, MonotonicNs, WaitFor};
 
@@ -13,6 +14,7 @@ impl Kernel {
         let happened = match &blocked.wait.on {
             WaitFor::Nothing => false,
             WaitFor::Futex => thread.futex_woken,
+            WaitFor::Call => matches!(self.role, Role::Storage(StorageState { incoming: Some(_), .. })),
             WaitFor::Signals(mask) => self.pending_signals(tid) & mask != 0,
             WaitFor::Files(files) => {
                 let view = View { now, pending_signals: self.pending_signals(tid) };

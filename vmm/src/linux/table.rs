@@ -6,6 +6,7 @@
 use std::sync::OnceLock;
 
 use super::Handler;
+use super::syscalls::guest_api;
 use super::table_names::{NAMES, REFUSED, Refusal};
 
 /// How well a call is answered.
@@ -143,10 +144,13 @@ fn refused(number: u32, name: &'static str) -> Entry {
     Entry { number: number as usize, name, args: &[Arg::Hex; 6], handler: refusal.handler(), support: Support::None, note }
 }
 
-/// The row of a number; `None` for a number that is no system call.
+/// The row of a number, Linux's or of `libkvmserverguest.so`; `None` for a number that is no system call.
 #[must_use]
 pub fn find(number: usize) -> Option<&'static Entry> {
-    table().get(number)?.as_ref()
+    match number.checked_sub(guest_api::FIRST) {
+        Some(index) => guest_api::ENTRIES.get(index),
+        None => table().get(number)?.as_ref(),
+    }
 }
 
 /// The name of a call.

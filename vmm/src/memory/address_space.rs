@@ -110,6 +110,8 @@ pub struct AddressSpace {
     blocks: Blocks,
     pub(super) brk: Brk,
     commit_limit: u64,
+    /// The guest may change mappings below this; see set_aside.rs.
+    pub(super) open_end: u64,
     /// The frozen content this space was forked from.
     pub(super) image: Option<Arc<MemoryImage>>,
     /// Ranges whose mappings changed since the fork or the last reset.
@@ -140,6 +142,7 @@ impl AddressSpace {
             blocks: Blocks::new(size),
             brk: Brk::default(),
             commit_limit,
+            open_end: size,
             image: None,
             touched: Vec::new(),
             stale_blocks: Vec::new(),
@@ -198,7 +201,7 @@ impl AddressSpace {
             return Err(Errno::INVAL);
         }
         let length = page_up(length).ok_or(out_of_range)?;
-        let end = address.checked_add(length).filter(|&end| end <= self.size()).ok_or(out_of_range)?;
+        let end = address.checked_add(length).filter(|&end| end <= self.open_end).ok_or(out_of_range)?;
         Ok((address, end))
     }
 
@@ -218,6 +221,11 @@ impl AddressSpace {
             }
         }
         self.mark_stale(start, end);
+    }
+
+    /// A change that is none for a reset.
+    pub(super) fn forget_touched(&mut self, start: u64, end: u64) {
+        self.touched.retain(|&range| range != (start, end));
     }
 
     pub(super) fn mark_stale(&mut self, start: u64, end: u64) {
@@ -318,9 +326,9 @@ impl AddressSpace {
                 }
                 Ok(start)
             }
-            Placement::Anywhere => self.find_room(length, Kind::of(length, request.protection, &request.backing), MAP_BASE, self.size()),
+            Placement::Anywhere => self.find_room(length, Kind::of(length, request.protection, &request.backing), MAP_BASE, self.open_end),
             Placement::Low => {
-                self.find_room(length, Kind::of(length, request.protection, &request.backing), LOWEST, LOW_END.min(self.size()))
+                self.find_room(length, Kind::of(length, request.protection, &request.backing), LOWEST, LOW_END.min(self.open_end))
             }
         }
     }
@@ -379,7 +387,7 @@ impl AddressSpace {
     ///
     /// ENOMEM.
     pub fn clear(&mut self) -> Result<(), Errno> {
-        self.unmap(0, self.size())?;
+        self.unmap(0, self.open_end)?;
         self.brk = Brk::default();
         self.clock_page = None;
         Ok(())
@@ -462,13 +470,13 @@ impl AddressSpace {
                 to
             }
             None if !may_move => return Err(Errno::NOMEM),
-            None => self.find_room(new, Kind::of(new, vma.protection, &vma.backing), MAP_BASE, self.size())?,
+            None => self.find_room(new, Kind::of(new, vma.protection, &vma.backing), MAP_BASE, self.open_end)?,
         };
         self.relocate(&vma, (start, old), (target, new))
     }
 
     fn grow_in_place(&mut self, vma: &Vma, start: u64, old: u64, new: u64) -> Result<bool, Errno> {
-        let end = start.checked_add(new).filter(|&end| end <= self.size()).ok_or(Errno::NOMEM)?;
+        let end = start.checked_add(new).filter(|&end| end <= self.open_end).ok_or(Errno::NOMEM)?;
         if !self.vmas.overlapping(start + old, end).is_empty() {
             return Ok(false);
         }
@@ -708,7 +716,7 @@ mod tests {
         let data = master.map(anonymous(1 << 20, RW)).unwrap();
         let gone = master.map(anonymous(1 << 20, RW)).unwrap();
         master.memory().write_bytes(data + 5000, b"frozen").unwrap();
-        let image = Arc::new(MemoryImage::freeze(&master).unwrap());
+        let image = Arc::new(MemoryImage::freeze(&master, false).unwrap());
         drop(master);
         let mut fork = AddressSpace::fork_of(&image).unwrap();
         let read = |fork: &AddressSpace| fork.memory().read_vec(data + 5000, 6).unwrap();
@@ -756,7 +764,7 @@ mod tests {
         let moved = space.remap(first, PAGE, 4 * PAGE, true, None).unwrap();
         assert_ne!(moved, first);
         assert_eq!(space.memory().read_vec(moved, 4).unwrap(), b"here");
-        let image = Arc::new(MemoryImage::freeze(&space).unwrap());
+        let image = Arc::new(MemoryImage::freeze(&space, false).unwrap());
         let mut fork = AddressSpace::fork_of(&image).unwrap();
         let again = fork.remap(moved, 4 * PAGE, 512 * PAGE, true, None).unwrap();
         assert_eq!(fork.memory().read_vec(again, 4).unwrap(), b"here");

@@ -35,6 +35,8 @@ pub struct GuestMemory {
     written_max: Cell<u64>,
 }
 
+/// Bytes moved between two guests at once: what is to be zeroed behind is still in the processor's nearest cache.
+const TRANSFER_PIECE: usize = 16 << 10;
 /// Host writes are counted after each piece of this many bytes.
 const PIECE: usize = 1 << 20;
 
@@ -153,6 +155,49 @@ impl GuestMemory {
             }
         }
         if done == wanted { Ok(()) } else { Err(Errno::FAULT) }
+    }
+
+    /// As [`GuestMemory::write_zeros`], for memory that no reset restores: the pages do not count as written.
+    pub(super) fn zero_unrecorded(&self, address: u64, length: u64) -> Result<(), Errno> {
+        let to = self.host_address(address, length)?;
+        let length = usize::try_from(length).map_err(|_| Errno::FAULT)?;
+        // SAFETY: `to` is inside the reservation for the whole length.
+        if unsafe { access::zero(to, length) } == length { Ok(()) } else { Err(Errno::FAULT) }
+    }
+
+    /// Copy bytes of another guest here.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT where any byte cannot be read there or written here; a part may have been copied.
+    pub fn copy_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
+        self.transfer(to, other, from, length, false)
+    }
+
+    /// As [`GuestMemory::copy_from`], and leave zeros there (which do not count as written).
+    ///
+    /// # Errors
+    ///
+    /// EFAULT, as [`GuestMemory::copy_from`].
+    pub fn move_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
+        self.transfer(to, other, from, length, true)
+    }
+
+    fn transfer(&self, to: u64, other: &Self, from: u64, length: u64, and_zero: bool) -> Result<(), Errno> {
+        let (target, source) = (self.host_address(to, length)?, other.host_address(from, length)?);
+        let length = usize::try_from(length).map_err(|_| Errno::FAULT)?;
+        for done in (0..length).step_by(TRANSFER_PIECE) {
+            let piece = TRANSFER_PIECE.min(length - done);
+            // SAFETY: both pointers are inside their reservations for the whole length, and the reservations are different.
+            let copied = unsafe { access::copy(target.wrapping_add(done), source.wrapping_add(done), piece) };
+            self.dirty.borrow_mut().insert_range(to + done as u64, copied as u64);
+            // SAFETY: as above.
+            let zeroed = if and_zero { unsafe { access::zero(source.wrapping_add(done), piece) } } else { piece };
+            if copied < piece || zeroed < piece || self.is_over() {
+                return Err(Errno::FAULT);
+            }
+        }
+        Ok(())
     }
 
     /// The guest moved `[from, from + length)` to `to`: what was written there is now written here.

@@ -49,6 +49,8 @@ pub struct MemoryImage {
     pub(super) space_bytes: u64,
     /// The limit on writable private memory.
     pub(super) commit_limit: u64,
+    /// Where the memory begins that the guest cannot map anew.
+    pub(super) open_end: u64,
 }
 
 // SAFETY: the mapping is read-only and sealed; nothing in here has thread affinity or interior mutability.
@@ -66,19 +68,19 @@ impl Drop for MemoryImage {
 }
 
 impl MemoryImage {
-    /// Freeze the memory of a space that will not run again.
+    /// Freeze the memory of a space that will not run again; with what MADV_WIPEONFORK leaves out, where `whole` says so.
     ///
     /// # Errors
     ///
     /// What the host says: ENOMEM, EMFILE.
-    pub fn freeze(space: &AddressSpace) -> Result<Self, Errno> {
+    pub fn freeze(space: &AddressSpace, whole: bool) -> Result<Self, Errno> {
         let memfd =
             rustix::fs::memfd_create("kvmserver-snapshot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL)
                 .or_else(|_| rustix::fs::memfd_create("kvmserver-snapshot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING))?;
         let pagemap = Pagemap::open()?;
         let mut runs = Vec::new();
         let mut length = 0;
-        for vma in space.vmas.iter().filter(|vma| vma.is_private() && !vma.wipe_on_fork) {
+        for vma in space.vmas.iter().filter(|vma| vma.is_private() && (whole || !vma.wipe_on_fork)) {
             for (start, end) in populated(space, &pagemap, vma)? {
                 runs.push(Run { start, end, offset: length });
                 length += end - start;
@@ -108,6 +110,7 @@ impl MemoryImage {
             clock_page: space.clock_page_address(),
             space_bytes: space.size(),
             commit_limit: space.commit_limit(),
+            open_end: space.open_end,
         })
     }
 
@@ -244,6 +247,7 @@ impl AddressSpace {
         let mut space = Self::new(image.space_bytes, image.commit_limit)?;
         space.vmas = image.vmas.clone();
         space.brk = image.brk;
+        space.open_end = image.open_end;
         for vma in image.vmas.iter() {
             space.map_frozen(image, vma)?;
         }

@@ -19,6 +19,7 @@ mod mirror;
 mod pagemap;
 mod placement;
 mod restore;
+mod set_aside;
 mod vma;
 
 pub use access::install_fault_handler;
@@ -28,4 +29,5 @@ pub use guest::{GuestMemory, Segment};
 pub use image::{MemoryImage, Run};
 pub use pagemap::Pagemap;
 pub use restore::Keep;
+pub use set_aside::SharedArea;
 pub use vma::{Backing, Protection, Vma, VmaTree};

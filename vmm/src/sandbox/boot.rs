@@ -9,7 +9,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::end::ListenerReport;
-use super::{HotPages, Pause, RunEnd, Sandbox};
+use super::remote::{CallerSide, prepare};
+use super::{Pause, RunEnd, Sandbox};
 use crate::config::SandboxConfig;
 use crate::cpu::CpuState;
 use crate::linux::Kernel;
@@ -23,11 +24,9 @@ use crate::linux::grants::{GrantError, Grants};
 use crate::linux::path::{Directory, Last, Node, Walker};
 use crate::linux::process::{Identity, Process};
 use crate::linux::thread::{Thread, Threads, Tid};
-use crate::linux::trace::Recorder;
 use crate::loader::{Command, LoadError};
 use crate::memory::AddressSpace;
 use crate::platform::kvm::{Kicker, OpenKvmError, Vm};
-use crate::stats::RunCounters;
 
 /// The guest's process id: never 0 or 1, so that no program takes itself for init.
 const PID: Tid = 2;
@@ -75,6 +74,7 @@ impl Sandbox {
             futexes: FutexTable::default(),
             clock,
             grants,
+            role: prepare(&mut space, config.gate).map_err(|errno| LoadSandboxError::AddressSpace(config.max_address_space >> 20, errno))?,
             notes: Vec::new(),
         };
         let loaded = crate::loader::load(&Command::from(config), &|path: &[u8]| open_program(&kernel, path), &mut space)?;
@@ -85,22 +85,12 @@ impl Sandbox {
         open_standard_streams(&mut kernel).map_err(LoadSandboxError::Process)?;
         let vm = Vm::new(&space, false)?;
         let initial_extended = vm.extended().map_err(LoadSandboxError::Process)?.into();
+        let caller = CallerSide::new(kernel.role, &mut space, None).map_err(LoadSandboxError::Process)?;
         let sandbox = Self {
-            initial_extended,
-            vm,
-            space,
-            kernel,
-            on_vcpu: PID,
-            recorder: Recorder::default(),
             trace: config.trace_system_calls,
-            counters: RunCounters::default(),
-            dirty_pages_max: u64::MAX,
-            frozen: None,
-            hot: HotPages::default(),
             random: (loaded.random_address, [0; 16]),
-            retried_fault: None,
-            seen_changes: 0,
-            armed: u64::MAX,
+            caller,
+            ..Self::assemble(vm, space, kernel, initial_extended)
         };
         sandbox.update_clock_page();
         Ok(sandbox)
@@ -112,7 +102,7 @@ impl Sandbox {
         loop {
             match self.run(kicker, deadline, None) {
                 Pause::Ended(end) => return end,
-                Pause::StreamClosed | Pause::Output => {}
+                Pause::StreamClosed | Pause::Output | Pause::Answered | Pause::Yielded => {}
                 Pause::Idle => {
                     if let Some(wait) = self.kernel.waits_for_clients() {
                         return RunEnd::Ready {

@@ -28,6 +28,10 @@ impl Sandbox {
         };
         let tried = AddressSpace::new(self.space.size(), self.space.commit_limit())
             .map_err(|_| Errno::NOMEM)
+            .and_then(|mut scratch| {
+                scratch.set_aside(self.space.size() - self.space.aside())?;
+                Ok(scratch)
+            })
             .and_then(|mut scratch| self.load_into(&command, &mut scratch).map(drop));
         if let Err(errno) = tried {
             self.kernel.threads.get_mut(tid).cpu.registers.rax = dispatch::error_value(errno);

@@ -10,6 +10,7 @@ mod end;
 mod execute;
 mod faults;
 mod hot_pages;
+mod remote;
 mod reset;
 mod run;
 mod snapshot;
@@ -18,20 +19,24 @@ mod tests;
 mod verify;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 pub use boot::LoadSandboxError;
 pub use end::RunEnd;
+pub use remote::{CallBuffer, Remote, RemoteLink, Suspended};
 pub use run::Pause;
 pub use snapshot::{ForkOptions, Snapshot, SnapshotError};
 pub use verify::{Mismatch, Skip};
 
 use crate::linux::Kernel;
+use crate::linux::gate::RemoteCall;
 use crate::linux::thread::Tid;
 use crate::linux::trace::Recorder;
 use crate::memory::AddressSpace;
 use crate::platform::kvm::Vm;
 use crate::stats::RunCounters;
 use hot_pages::HotPages;
+use remote::CallerSide;
 use snapshot::Frozen;
 
 /// One VM with its kernel and program.
@@ -62,9 +67,39 @@ pub struct Sandbox {
     seen_changes: u64,
     /// The host moment for which the kicker is armed.
     armed: u64,
+    /// For a program that calls a storage program: its shared memory, and the way there.
+    caller: Option<CallerSide>,
+    /// A call to the storage program that a thread has just asked for.
+    remote_call: Option<RemoteCall>,
+    /// How many threads of the host wait for this VM, where somebody may.
+    yield_when: Option<Arc<AtomicUsize>>,
 }
 
 impl Sandbox {
+    /// A sandbox that is not the fork of a snapshot.
+    fn assemble(vm: Vm, space: AddressSpace, kernel: Kernel, initial_extended: Arc<[u8]>) -> Self {
+        Self {
+            on_vcpu: kernel.process.pid,
+            initial_extended,
+            vm,
+            space,
+            kernel,
+            recorder: Recorder::default(),
+            trace: false,
+            counters: RunCounters::default(),
+            dirty_pages_max: u64::MAX,
+            frozen: None,
+            hot: HotPages::default(),
+            random: (0, [0; 16]),
+            retried_fault: None,
+            seen_changes: 0,
+            armed: u64::MAX,
+            caller: None,
+            remote_call: None,
+            yield_when: None,
+        }
+    }
+
     /// Our Linux.
     #[must_use]
     pub const fn kernel(&self) -> &Kernel {

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | mappings, program break | the ranges that changed are mapped anew from the snapshot | host calls per changed range |
 //! | memory | hot pages copied back, others dropped | 0.1 us a hot page |
+//! | memory shared with the storage program | what was touched is zeroed | one host call where nothing was |
 //! | threads, registers, signals, timers, fds, epoll sets, futexes, names, limits, cwd, umask | the kernel's data is assigned from the snapshot | a few us |
 //! | extended state (x87, SSE, AVX, AVX-512) | one ioctl | 5 us on kvm_pvm |
 //! | FS, GS, data segments | with the general registers at the next run | - |
@@ -51,6 +52,9 @@ impl Sandbox {
             let last = self.space.memory().dirty().pages().last().copied();
             self.space.memory().dirty_mut().retain(|page| Some(page) != last.map(u64::from));
         }
+        if let Some(side) = &self.caller {
+            self.space.clear_shared(side.address, &side.area)?;
+        }
         let hot = &self.hot;
         let is_hot = |page| hot.is_hot(page);
         let (copied, dropped) =
@@ -71,6 +75,7 @@ impl Sandbox {
         // Another program may have taken the process over.
         self.random.0 = frozen.random_address;
         self.retried_fault = None;
+        self.remote_call = None;
         self.recorder.clear();
         self.counters.reset_ns = host_monotonic().saturating_sub(before);
         Ok(())

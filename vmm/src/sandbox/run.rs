@@ -7,7 +7,7 @@ use crate::linux::clock::host_monotonic;
 use crate::linux::dispatch::Applied;
 use crate::linux::file::stream_host::StreamHandle;
 use crate::linux::signal_delivery::Delivery;
-use crate::linux::thread::{State, Tid};
+use crate::linux::thread::{Blocked, State, Tid};
 use crate::linux::{Attempt, Kernel, trace};
 use crate::platform::Exit;
 use crate::platform::kvm::{Host, Kicker, Vm};
@@ -27,6 +27,10 @@ pub enum Pause {
     StreamClosed,
     /// The program goes on running, and the stream that was watched holds output.
     Output,
+    /// The storage program has answered the call it was given.
+    Answered,
+    /// Another thread wants this VM.
+    Yielded,
     /// The run is over.
     Ended(RunEnd),
 }
@@ -60,6 +64,12 @@ impl Sandbox {
             if watched.is_some_and(|stream| self.kernel.stream_is_closed(stream)) {
                 return Pause::StreamClosed;
             }
+            if self.kernel.has_answered() {
+                return Pause::Answered;
+            }
+            if self.is_wanted() {
+                return Pause::Yielded;
+            }
             let Some(tid) = self.pick() else { return Pause::Idle };
             self.kernel.threads.current = tid;
             if let Some((attempt, call)) = self.due_attempt(tid) {
@@ -87,7 +97,10 @@ impl Sandbox {
     /// The thread to run now: the current one while its slice lasts, else the next that can.
     fn pick(&mut self) -> Option<Tid> {
         let current = self.kernel.threads.current;
-        let can_run = |kernel: &Kernel| matches!(kernel.threads.peek(current).map(|thread| &thread.state), Some(State::Runnable));
+        let can_run = |kernel: &Kernel| {
+            let state = kernel.threads.peek(current).map(|thread| &thread.state);
+            matches!(state, Some(State::Runnable | State::Blocked(Blocked { woken: true, .. })))
+        };
         let slice_over = self.kernel.threads.slice_end.is_some_and(|end| end <= self.kernel.clock.monotonic());
         if slice_over {
             self.kernel.threads.slice_end = None;
@@ -160,6 +173,11 @@ impl Sandbox {
             Exit::SystemCall => {
                 self.retried_fault = None;
                 self.system_call(tid);
+                if let Some(remote) = self.remote_call.take()
+                    && let Some(pause) = self.call_storage(kicker, deadline, tid, remote)
+                {
+                    return Some(pause);
+                }
             }
             Exit::Exception(exception) => self.exception(tid, exception),
             Exit::MemoryFault(fault) => self.memory_fault(tid, fault),
@@ -238,11 +256,15 @@ impl Sandbox {
         }
     }
 
-    fn after_call(&mut self, tid: Tid, applied: Applied, (number, args): (usize, [u64; 6]), resumed: bool) {
+    pub(super) fn after_call(&mut self, tid: Tid, applied: Applied, (number, args): (usize, [u64; 6]), resumed: bool) {
         let applied = match applied {
             Applied::Execute(execute) => {
                 self.execute(tid, *execute);
                 Applied::Done
+            }
+            Applied::Remote(remote) => {
+                self.remote_call = Some(remote);
+                Applied::Blocked
             }
             other => other,
         };

@@ -4,13 +4,13 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
-use super::{HotPages, Sandbox};
+use super::remote::CallerSide;
+use super::{HotPages, RemoteLink, Sandbox};
 use crate::limits::PAGE;
 use crate::linux::thread::{State, Tid};
 use crate::linux::{Kernel, MonotonicNs};
 use crate::memory::{AddressSpace, MemoryImage};
 use crate::platform::kvm::{OpenKvmError, Vm};
-use crate::stats::RunCounters;
 
 /// Why a snapshot could not be made or forked.
 #[derive(Debug, thiserror::Error)]
@@ -78,17 +78,18 @@ impl Snapshot {
         &self.frozen.kernel
     }
 
-    /// A request VM.
+    /// A request VM, with its way to the storage program if there is one.
     ///
     /// # Errors
     ///
     /// [`SnapshotError`].
-    pub fn fork(&self, options: &ForkOptions) -> Result<Sandbox, SnapshotError> {
+    pub fn fork(&self, options: &ForkOptions, link: Option<RemoteLink>) -> Result<Sandbox, SnapshotError> {
         let frozen = &self.frozen;
         let mut space = AddressSpace::fork_of(&frozen.memory)?;
         space.limit_host_mappings(options.host_mappings);
         let dirty_pages_max = if options.ephemeral { options.max_request_memory / PAGE } else { u64::MAX };
         space.memory().limit_written(dirty_pages_max);
+        let caller = CallerSide::new(frozen.kernel.role, &mut space, link)?;
         let mut vm = Vm::new(&space, options.ephemeral)?;
         vm.set_extended(&frozen.extended)?;
         // This thread may have run another VM before.
@@ -96,21 +97,13 @@ impl Snapshot {
         let mut random = [0; 16];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let mut sandbox = Sandbox {
-            vm,
-            space,
-            kernel: frozen.kernel.clone(),
             on_vcpu: frozen.on_vcpu,
-            recorder: crate::linux::trace::Recorder::default(),
-            trace: false,
-            initial_extended: Arc::clone(&frozen.initial_extended),
-            counters: RunCounters::default(),
             dirty_pages_max,
             frozen: Some(Arc::clone(frozen)),
             hot: HotPages::new(options.hot_pages),
             random: (frozen.random_address, random),
-            retried_fault: None,
-            seen_changes: 0,
-            armed: u64::MAX,
+            caller,
+            ..Sandbox::assemble(vm, space, frozen.kernel.clone(), Arc::clone(&frozen.initial_extended))
         };
         sandbox.begin()?;
         Ok(sandbox)
@@ -130,7 +123,7 @@ impl Sandbox {
         let instant = self.kernel.clock.monotonic();
         let extended = self.vm.extended()?;
         self.kernel.files.after_fork();
-        let memory = Arc::new(MemoryImage::freeze(&self.space)?);
+        let memory = Arc::new(MemoryImage::freeze(&self.space, false)?);
         let memfd_blocks = memory.blocks()?;
         let frozen = Frozen {
             memory,

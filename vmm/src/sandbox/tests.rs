@@ -67,7 +67,7 @@ fn snapshot(program: &Path, arguments: &[&str]) -> Snapshot {
 
 fn fork(snapshot: &Snapshot) -> (Sandbox, Kicker) {
     let options = ForkOptions { ephemeral: true, max_request_memory: 128 << 20, hot_pages: 64, host_mappings: 4096 };
-    let mut sandbox = snapshot.fork(&options).expect("a fork");
+    let mut sandbox = snapshot.fork(&options, None).expect("a fork");
     let kicker = sandbox.kicker().expect("a kicker");
     (sandbox, kicker)
 }

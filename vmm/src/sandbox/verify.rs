@@ -64,6 +64,11 @@ impl Sandbox {
         if frozen.memory.blocks()? != frozen.memfd_blocks {
             return Err(mismatch("the snapshot's own memory"));
         }
+        if let Some(side) = &self.caller
+            && !self.space.shared_is_clear(side.address, &side.area)?
+        {
+            return Err(mismatch("the memory shared with the storage program"));
+        }
         self.verify_mappings()?;
         self.verify_pages()?;
         if self.vm.extended()? != frozen.extended {

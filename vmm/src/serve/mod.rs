@@ -8,6 +8,7 @@ mod connection;
 mod control;
 pub mod http1;
 mod request;
+mod storage;
 mod worker;
 
 pub use request::run_in_memory;

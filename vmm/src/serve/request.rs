@@ -36,7 +36,7 @@ pub fn run_in_memory(sandbox: &mut Sandbox, kicker: &Kicker, listener: FileId, d
         match pause {
             Pause::StreamClosed => break RunEnd::Responded,
             Pause::Ended(end) => break end,
-            Pause::Output => {}
+            Pause::Output | Pause::Answered | Pause::Yielded => {}
             Pause::Idle if frame.is_complete() => break RunEnd::Responded,
             Pause::Idle if moved || pushed < data.len() && sandbox.kernel().stream_status(stream).input_len == 0 => {}
             Pause::Idle => {
@@ -115,7 +115,7 @@ impl Exchange<'_> {
                 Pause::Idle if frame.is_complete() => break RunEnd::Responded,
                 // The client has ended a body that is not one.
                 Pause::Idle | Pause::Output if upload.is_wrong => break RunEnd::ClientGone,
-                Pause::Output => {}
+                Pause::Output | Pause::Answered | Pause::Yielded => {}
                 Pause::Idle if fed || drained => {}
                 Pause::Idle => {
                     if let Some(end) = self.wait(&upload, opaque) {

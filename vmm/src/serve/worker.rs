@@ -15,13 +15,14 @@ use super::connection::{Connection, Progress, REQUEST_BUFFER};
 use super::control::{Command, Control};
 use super::http1::{self, Body, Request};
 use super::request::{Exchange, run_in_memory};
+use super::storage::StoragePrograms;
 use crate::config::ServeConfig;
 use crate::limits::VMAS_MAX;
 use crate::linux::clock::host_monotonic;
 use crate::linux::file::FileId;
 use crate::linux::file::stream_host::PeerAddress;
 use crate::platform::kvm::Kicker;
-use crate::sandbox::{ForkOptions, RunEnd, Sandbox, Snapshot, SnapshotError};
+use crate::sandbox::{ForkOptions, RunEnd, Sandbox, Snapshot, SnapshotError, Suspended};
 use crate::stats::{RunCounters, ServeStats};
 
 /// How long a client may take to send a request, or to take the rest of its response.
@@ -75,6 +76,7 @@ struct Shared<'a> {
     stats: Mutex<ServeStats>,
     control: Control,
     failure: Mutex<Option<ServeError>>,
+    storage: Option<StoragePrograms>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -86,7 +88,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 ///
 /// [`ServeError`], before the first request.
-pub fn serve(snapshot: &Snapshot, config: &ServeConfig, control: BorrowedFd<'_>) -> Result<ServeStats, ServeError> {
+pub fn serve(
+    snapshot: &Snapshot,
+    config: &ServeConfig,
+    control: BorrowedFd<'_>,
+    suspended: Option<Suspended>,
+) -> Result<ServeStats, ServeError> {
     let system = |what| move |errno| ServeError::System(what, errno);
     let listeners: Vec<ListenerSocket> = snapshot
         .kernel()
@@ -112,6 +119,7 @@ pub fn serve(snapshot: &Snapshot, config: &ServeConfig, control: BorrowedFd<'_>)
         stats: Mutex::default(),
         control: Control::new(control, config.worker).map_err(system("use the control socket"))?,
         failure: Mutex::default(),
+        storage: config.storage.as_ref().map(|storage| StoragePrograms::new(storage, config.threads, suspended)).transpose()?,
     };
     for (index, listener) in shared.listeners.iter().enumerate() {
         let _ = rustix::io::ioctl_fionbio(&*listener.socket, true);
@@ -123,7 +131,7 @@ pub fn serve(snapshot: &Snapshot, config: &ServeConfig, control: BorrowedFd<'_>)
         for index in 0..config.threads {
             let shared = &shared;
             let spawned = std::thread::Builder::new().name(format!("vm-{index}")).spawn_scoped(scope, move || {
-                if let Err(error) = Thread::run(shared) {
+                if let Err(error) = Thread::run(shared, index) {
                     shared.control.limited("log", "error", &error.to_string());
                     *lock(&shared.failure) = Some(error);
                 }
@@ -139,7 +147,7 @@ pub fn serve(snapshot: &Snapshot, config: &ServeConfig, control: BorrowedFd<'_>)
         shared.obey();
     });
     let failure = lock(&shared.failure).take();
-    let stats = lock(&shared.stats).clone();
+    let stats = shared.stats();
     shared.control.drained(&stats);
     failure.map_or(Ok(stats), Err)
 }
@@ -151,6 +159,7 @@ impl Shared<'_> {
         let mut buffer = Vec::new();
         let mut drain_deadline = None;
         while self.alive.load(Ordering::Acquire) > 0 {
+            self.pass_on_messages();
             let mut fds = [PollFd::new(self.control.socket(), PollFlags::IN)];
             let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
             match poll(&mut fds, Some(&timeout)) {
@@ -160,15 +169,28 @@ impl Shared<'_> {
                         drain_deadline = Some(host_monotonic().saturating_add(self.config.drain_time_ns));
                         self.drain();
                     }
-                    Some(Command::Stats) => self.control.stats(&lock(&self.stats).clone()),
+                    Some(Command::Stats) => self.control.stats(&self.stats()),
                     None => end_process(1),
                 },
             }
             if drain_deadline.is_some_and(|deadline| deadline < host_monotonic()) {
                 // Requests that still run had their time.
-                self.control.drained(&lock(&self.stats).clone());
+                self.control.drained(&self.stats());
                 end_process(0);
             }
+        }
+    }
+
+    fn stats(&self) -> ServeStats {
+        let mut stats = lock(&self.stats).clone();
+        stats.storage = self.storage.as_ref().map(StoragePrograms::stats);
+        stats
+    }
+
+    /// What happened to the storage program goes into the log.
+    fn pass_on_messages(&self) {
+        for message in self.storage.iter().flat_map(StoragePrograms::take_messages) {
+            self.control.limited("log", message.level, &message.text);
         }
     }
 
@@ -226,26 +248,31 @@ fn end_process(status: i32) {
 /// One thread with its VM.
 struct Thread<'a> {
     shared: &'a Shared<'a>,
+    /// Which of the worker's VMs it has.
+    number: usize,
     sandbox: Sandbox,
     kicker: Kicker,
 }
 
 impl<'a> Thread<'a> {
-    fn fork(shared: &Shared<'_>) -> Result<(Sandbox, Kicker), ServeError> {
+    fn fork(shared: &Shared<'_>, number: usize) -> Result<(Sandbox, Kicker), ServeError> {
         let options = ForkOptions {
             ephemeral: shared.config.ephemeral,
             max_request_memory: shared.config.max_request_memory,
             hot_pages: shared.config.hot_pages,
             host_mappings: (VMAS_MAX - OTHER_MAPPINGS).checked_div(shared.config.threads).unwrap_or(0).max(HOST_MAPPINGS_MIN),
         };
-        let mut sandbox = shared.snapshot.fork(&options)?;
+        let mut sandbox = shared.snapshot.fork(&options, shared.storage.as_ref().map(|storage| storage.link(number)))?;
         let kicker = sandbox.kicker().map_err(|errno| ServeError::System("make a timer", errno))?;
         Ok((sandbox, kicker))
     }
 
-    fn run(shared: &'a Shared<'a>) -> Result<(), ServeError> {
-        let (sandbox, kicker) = Self::fork(shared)?;
-        let mut thread = Self { shared, sandbox, kicker };
+    fn run(shared: &'a Shared<'a>, number: usize) -> Result<(), ServeError> {
+        if let Some(storage) = &shared.storage {
+            storage.start(number)?;
+        }
+        let (sandbox, kicker) = Self::fork(shared, number)?;
+        let mut thread = Self { shared, number, sandbox, kicker };
         thread.prime()?;
         if shared.forked.fetch_add(1, Ordering::AcqRel) + 1 == shared.config.threads {
             shared.control.ready();
@@ -467,7 +494,7 @@ impl<'a> Thread<'a> {
     fn renew(&mut self) -> Result<(), ServeError> {
         let mut pause = RENEW_PAUSE;
         loop {
-            match Self::fork(self.shared) {
+            match Self::fork(self.shared, self.number) {
                 Ok((sandbox, kicker)) => {
                     self.kicker = kicker;
                     self.sandbox = sandbox;

@@ -71,6 +71,7 @@ impl Machine {
             futexes: FutexTable::default(),
             clock,
             grants,
+            role: crate::linux::gate::Role::Alone,
             notes: Vec::new(),
         };
         Self { kernel, space, base }

@@ -71,6 +71,7 @@ impl Guest {
             futexes: FutexTable::default(),
             clock: Clock::default(),
             grants,
+            role: crate::linux::gate::Role::Alone,
             notes: Vec::new(),
         };
         Self::with(kernel)

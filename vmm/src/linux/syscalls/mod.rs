@@ -14,6 +14,7 @@ mod fs_refused;
 mod fs_stat;
 mod fs_xattr;
 mod futex;
+pub(super) mod guest_api;
 mod io;
 mod ioctl;
 mod memory;

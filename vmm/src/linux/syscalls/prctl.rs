@@ -3,6 +3,7 @@
 use linux_raw_sys::general::__NR_prctl;
 use linux_raw_sys::prctl as pr;
 
+use super::guest_api;
 use crate::linux::table::{Arg, Entry, partial};
 use crate::linux::{Answer, Call, Errno, Outcome};
 
@@ -51,6 +52,7 @@ fn prctl(call: &mut Call<'_>) -> Answer {
             capabilities(call)
         }
         pr::PR_SET_KEEPCAPS | pr::PR_GET_KEEPCAPS => keep_capabilities(call),
+        guest_api::PRCTL_VERSION => Ok(Outcome::Return(guest_api::VERSION)),
         pr::PR_GET_SECCOMP => Ok(Outcome::OK),
         // A kernel without seccomp; filters would have to be run on every call.
         pr::PR_SET_SECCOMP => Err(Errno::INVAL),

@@ -54,6 +54,15 @@ pub struct Kicker {
 }
 
 impl Kicker {
+    /// For the calling thread, aimed at nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN where the user has too many timers.
+    pub fn for_this_thread() -> Result<Self, Errno> {
+        Self::attach(std::ptr::null_mut())
+    }
+
     /// For the calling thread. `flag` is the `immediate_exit` byte of the vCPU that this thread is going to run.
     ///
     /// # Errors
@@ -74,6 +83,11 @@ impl Kicker {
         }
         FLAG.set(flag);
         Ok(Self { timer, flag, armed: Cell::new(false) })
+    }
+
+    /// Let kicks set another vCPU's flag (null for none); answers whose it was before. The vCPU must not be dropped while it is aimed at.
+    pub fn aim(&self, flag: KickFlag) -> KickFlag {
+        KickFlag(FLAG.replace(flag.0))
     }
 
     /// Kick this thread at a moment of the host's CLOCK_MONOTONIC, nanoseconds; at once where it has passed.
@@ -111,6 +125,10 @@ impl Drop for Kicker {
         unsafe { libc::timer_delete(self.timer) };
     }
 }
+
+/// The `immediate_exit` byte of a vCPU, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct KickFlag(pub(super) *mut u8);
 
 /// A handle for other threads: kick the thread that made it.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 
-pub use kick::{Kick, Kicker};
+pub use kick::{Kick, KickFlag, Kicker};
 pub use memslots::SLOT_BYTES;
 pub use probe::{Capabilities, EntryKind};
 pub use vcpu::Vm;

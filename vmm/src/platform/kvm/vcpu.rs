@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::area::Area;
 use super::dirty_ring::{self, DirtyRing};
-use super::kick::Kicker;
+use super::kick::{KickFlag, Kicker};
 use super::layout::{PORT_EDITED, PORT_EXCEPTION, PORT_SYSTEM_CALL, SPACE_MAX};
 use super::memslots::Memslots;
 use super::probe::CAP_DIRTY_LOG_RING;
@@ -137,6 +137,11 @@ impl Vm {
     /// EAGAIN where the user has too many timers.
     pub fn kicker(&mut self) -> Result<Kicker, Errno> {
         Kicker::attach(&raw mut self.vcpu.get_kvm_run().immediate_exit)
+    }
+
+    /// What a kick of a thread that runs this vCPU sets.
+    pub fn kick_flag(&mut self) -> KickFlag {
+        KickFlag(&raw mut self.vcpu.get_kvm_run().immediate_exit)
     }
 
     /// What user mode sees.

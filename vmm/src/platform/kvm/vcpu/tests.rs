@@ -104,7 +104,7 @@ fn a_fork_reports_the_pages_it_writes_and_keeps_the_snapshot_clean() {
     let data = map(&mut space, 64 * PAGE, RW);
     space.memory().write_zeros(data, 64 * PAGE).unwrap();
     space.memory().write_bytes(data, b"frozen").unwrap();
-    let image = std::sync::Arc::new(MemoryImage::freeze(&space).unwrap());
+    let image = std::sync::Arc::new(MemoryImage::freeze(&space, false).unwrap());
     let mut fork = AddressSpace::fork_of(&image).unwrap();
     let mut vm = Vm::new(&fork, true).unwrap();
     for round in 0..100 {

@@ -1,0 +1,445 @@
+//! The storage program: a VM beside the request VMs that is never reset, and the gate through which they call it.
+//!
+//! A call happens on the caller's own thread: it takes its turn, copies the buffer into the storage VM's window (nothing where
+//! the buffer lies in the memory that both share), runs that VM until it answers, and copies back. While nobody calls, a
+//! thread of this module's ([`background`]) runs what the program does by itself; a caller that finds it running kicks it.
+//! That thread also starts the program anew when it has died, and sees calls to their end whose caller has gone.
+//!
+//! Everything is behind one order of turns ([`turn`]), so the locks here are never waited for.
+
+mod background;
+mod machine;
+mod turn;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use serde::Serialize;
+
+use crate::config::{Gate, SandboxConfig, StorageConfig};
+use crate::linux::clock::host_monotonic;
+use crate::linux::dispatch::error_value;
+use crate::linux::gate::BUFFER_BYTES;
+use crate::memory::{GuestMemory, SharedArea};
+use crate::platform::kvm::{Kick, Kicker};
+use crate::sandbox::{CallBuffer, LoadSandboxError, Remote, RunEnd, Sandbox, SnapshotError, Suspended};
+use machine::{Detached, Driven, Machine, drive, has_work, watched};
+use turn::{Turn, Turns};
+
+/// Messages that are kept until somebody takes them.
+const MESSAGES_MAX: usize = 64;
+
+/// Something that happened to the storage program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `error`, `warning` or `info`.
+    pub level: &'static str,
+    /// One sentence.
+    pub text: String,
+}
+
+/// What a storage program has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct StorageStats {
+    /// Calls that came to the gate.
+    pub calls: u64,
+    /// Those that ended with an error of ours.
+    pub failed_calls: u64,
+    /// How often the program was started.
+    pub starts: u64,
+    /// How often it died or had to be ended.
+    pub failures: u64,
+    /// How often it had to be stopped in what it did by itself, to take a call.
+    pub kicks: u64,
+    /// Bytes copied through the window, both ways.
+    pub bytes_copied: u64,
+    /// VM exits in calls.
+    pub exits: u64,
+}
+
+impl StorageStats {
+    /// Add another's.
+    pub const fn add(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.failed_calls += other.failed_calls;
+        self.starts += other.starts;
+        self.failures += other.failures;
+        self.kicks += other.kicks;
+        self.bytes_copied += other.bytes_copied;
+        self.exits += other.exits;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    calls: AtomicU64,
+    failed_calls: AtomicU64,
+    starts: AtomicU64,
+    failures: AtomicU64,
+    kicks: AtomicU64,
+    bytes_copied: AtomicU64,
+    exits: AtomicU64,
+}
+
+/// What callers and the background thread share.
+#[derive(Debug)]
+struct Shared {
+    config: StorageConfig,
+    lanes: Vec<SharedArea>,
+    turns: Turns,
+    machine: Mutex<Machine>,
+    /// Callers that wait for their turn.
+    waiting: Arc<AtomicUsize>,
+    /// The background thread runs the VM.
+    background_runs: AtomicBool,
+    background: Mutex<Option<Kick>>,
+    wake: OwnedFd,
+    stop: AtomicBool,
+    messages: Mutex<Vec<Message>>,
+    counters: Counters,
+}
+
+/// A storage program's VM and the thread that looks after it.
+#[derive(Debug)]
+pub struct Storage {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The negated errno, as a guest gets it.
+fn failure(errno: Errno) -> i64 {
+    error_value(errno).cast_signed()
+}
+
+impl Storage {
+    /// A gate with `lanes` shared areas, and no program behind it yet.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE, ENOMEM.
+    pub fn new(config: &StorageConfig, lanes: usize) -> Result<Self, Errno> {
+        let mut config = config.clone();
+        config.sandbox.gate = Some(Gate::Storage { lanes: lanes.max(lanes_of(&config.sandbox)) });
+        let lanes = (0..lanes).map(|_| SharedArea::new(BUFFER_BYTES)).collect::<Result<_, _>>()?;
+        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let shared = Shared {
+            config,
+            lanes,
+            turns: Turns::default(),
+            machine: Mutex::default(),
+            waiting: Arc::default(),
+            background_runs: AtomicBool::new(false),
+            background: Mutex::default(),
+            wake,
+            stop: AtomicBool::new(false),
+            messages: Mutex::default(),
+            counters: Counters::default(),
+        };
+        Ok(Self { shared: Arc::new(shared), thread: Mutex::default() })
+    }
+
+    /// Load the program and run it on the calling thread until its first wait; the nanoseconds that took.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be loaded, or how it ended instead of waiting.
+    pub fn boot(&self, timeout_ns: u64) -> Result<u64, BootError> {
+        self.shared.boot(timeout_ns)
+    }
+
+    /// Go on with a program that another process has suspended.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`].
+    pub fn resume(&self, suspended: Suspended) -> Result<(), SnapshotError> {
+        let sandbox = suspended.resume(&self.shared.lanes)?;
+        self.shared.install(sandbox);
+        Ok(())
+    }
+
+    /// Let a thread look after the program from now on; `restart` says whether it is to be started anew when it dies.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN where no thread can be made.
+    pub fn look_after(&self, restart: bool) -> Result<(), Errno> {
+        let shared = Arc::clone(&self.shared);
+        let spawned = std::thread::Builder::new().name("storage".into()).spawn(move || background::run(&shared, restart));
+        *lock(&self.thread) = Some(spawned.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?);
+        Ok(())
+    }
+
+    /// Whether a thread does so.
+    #[must_use]
+    pub fn is_looked_after(&self) -> bool {
+        lock(&self.thread).is_some()
+    }
+
+    /// Stop the program and the thread that looks after it, so that this process can be forked and the program can go on there.
+    ///
+    /// # Errors
+    ///
+    /// `None` where the program has died; else what the host says.
+    pub fn suspend(&self) -> Result<Suspended, Option<SnapshotError>> {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.waiting.fetch_add(1, Ordering::SeqCst);
+        self.shared.wake();
+        if let Some(kick) = lock(&self.shared.background).as_ref() {
+            kick.kick();
+        }
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+        self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
+        let sandbox = lock(&self.shared.machine).sandbox.take().ok_or(None)?;
+        sandbox.suspend().map_err(Some)
+    }
+
+    /// The areas that it shares with request VMs.
+    #[must_use]
+    pub fn lanes(&self) -> &[SharedArea] {
+        &self.shared.lanes
+    }
+
+    /// The way to it for request VMs.
+    #[must_use]
+    pub fn remote(&self) -> Arc<dyn Remote> {
+        Arc::clone(&self.shared) as Arc<dyn Remote>
+    }
+
+    /// What happened since the last time.
+    #[must_use]
+    pub fn take_messages(&self) -> Vec<Message> {
+        std::mem::take(&mut *lock(&self.shared.messages))
+    }
+
+    /// What it has done.
+    #[must_use]
+    pub fn stats(&self) -> StorageStats {
+        let Counters { calls, failed_calls, starts, failures, kicks, bytes_copied, exits } = &self.shared.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        StorageStats {
+            calls: get(calls),
+            failed_calls: get(failed_calls),
+            starts: get(starts),
+            failures: get(failures),
+            kicks: get(kicks),
+            bytes_copied: get(bytes_copied),
+            exits: get(exits),
+        }
+    }
+}
+
+impl Drop for Storage {
+    /// The thread ends by itself when it next looks: it may be in the middle of a long start.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake();
+    }
+}
+
+fn lanes_of(config: &SandboxConfig) -> usize {
+    match config.gate {
+        Some(Gate::Storage { lanes }) => lanes,
+        _ => 0,
+    }
+}
+
+/// Why a storage program does not wait for calls.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// It cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadSandboxError),
+    /// The host refused something.
+    #[error("cannot set up the storage program's VM: {0}")]
+    System(#[from] Errno),
+    /// It ended, hung or crashed.
+    #[error("{}", .0.sentence())]
+    Ended(RunEnd),
+}
+
+impl Shared {
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    fn say(&self, level: &'static str, text: String) {
+        let mut messages = lock(&self.messages);
+        if messages.len() < MESSAGES_MAX {
+            messages.push(Message { level, text });
+        }
+    }
+
+    fn boot(&self, timeout_ns: u64) -> Result<u64, BootError> {
+        let started = host_monotonic();
+        let mut sandbox = Sandbox::load(&self.config.sandbox)?;
+        sandbox.share(&self.lanes)?;
+        let kicker = Kicker::for_this_thread()?;
+        let until = if timeout_ns == 0 { u64::MAX } else { started.saturating_add(timeout_ns) };
+        match drive(&mut sandbox, &kicker, until, true) {
+            Driven::Answered(_) => {
+                self.install(sandbox);
+                Ok(host_monotonic().saturating_sub(started))
+            }
+            Driven::TimedOut(end) | Driven::Died(end) => Err(BootError::Ended(end)),
+            Driven::Yielded | Driven::Idle => Err(BootError::System(Errno::AGAIN)),
+        }
+    }
+
+    fn install(&self, sandbox: Sandbox) {
+        self.counters.starts.fetch_add(1, Ordering::Relaxed);
+        let turn = self.turns.take(u64::MAX, || ());
+        let mut machine = lock(&self.machine);
+        *machine = Machine { sandbox: Some(Box::new(sandbox)), ..Machine::default() };
+        drop(machine);
+        drop(turn);
+        self.wake();
+    }
+
+    /// Wait for a turn; a background thread that runs the VM is made to let go.
+    fn turn(&self, until: u64) -> Option<Turn<'_>> {
+        let mut waited = false;
+        let turn = self.turns.take(until, || {
+            waited = true;
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            if self.background_runs.load(Ordering::SeqCst)
+                && let Some(kick) = lock(&self.background).as_ref()
+            {
+                self.counters.kicks.fetch_add(1, Ordering::Relaxed);
+                kick.kick();
+            }
+        });
+        if waited {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        turn
+    }
+
+    /// The program is no more.
+    fn lose(&self, machine: &mut Machine, end: &RunEnd) {
+        machine.sandbox = None;
+        machine.detached = None;
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        self.say("warning", format!("the storage program failed: {}", end.sentence()));
+        self.wake();
+    }
+
+    /// Give a call to the program and wait for its answer.
+    fn perform(&self, machine: &mut Machine, caller: &GuestMemory, buffer: CallBuffer, kicker: &Kicker, times: Times) -> Option<i64> {
+        if let Some(value) = self.finish_detached(machine, kicker, times) {
+            return value;
+        }
+        let Some(sandbox) = &mut machine.sandbox else { return Some(failure(Errno::AGAIN)) };
+        if let Err(errno) = sandbox.deliver(caller, buffer) {
+            return Some(failure(errno));
+        }
+        let exits = sandbox.counters.exits;
+        let driven = drive(sandbox, kicker, times.nearest(), true);
+        self.counters.exits.fetch_add(sandbox.counters.exits - exits, Ordering::Relaxed);
+        match driven {
+            Driven::Answered(value) => {
+                if let CallBuffer::Private { length, .. } = buffer {
+                    self.counters.bytes_copied.fetch_add(2 * length, Ordering::Relaxed);
+                }
+                Some(sandbox.collect(caller, buffer).map_or_else(failure, |()| value))
+            }
+            // The caller's own time is over: the program may finish what it does.
+            Driven::TimedOut(_) if times.caller < times.call => {
+                machine.detached = Some(Detached { buffer, limit: times.call });
+                self.wake();
+                None
+            }
+            Driven::TimedOut(end) => {
+                self.lose(machine, &end);
+                Some(failure(Errno::TIMEDOUT))
+            }
+            Driven::Died(end) => {
+                self.lose(machine, &end);
+                Some(failure(Errno::PIPE))
+            }
+            Driven::Yielded | Driven::Idle => Some(failure(Errno::AGAIN)),
+        }
+    }
+
+    /// See an earlier call to its end whose caller has gone; the result of the present one if that uses up its time.
+    #[expect(clippy::option_option, reason = "no result yet; a result; or the caller's own time is over")]
+    fn finish_detached(&self, machine: &mut Machine, kicker: &Kicker, times: Times) -> Option<Option<i64>> {
+        let Machine { sandbox: Some(sandbox), detached: Some(detached), .. } = machine else { return None };
+        let (limit, buffer) = (detached.limit, detached.buffer);
+        match drive(sandbox, kicker, limit.min(times.nearest()), true) {
+            Driven::Answered(_) => {
+                let _ = sandbox.forget(buffer);
+                machine.detached = None;
+                None
+            }
+            Driven::TimedOut(end) if limit <= times.nearest() => {
+                self.lose(machine, &end);
+                None
+            }
+            Driven::TimedOut(_) if times.caller < times.call => Some(None),
+            Driven::TimedOut(_) => Some(Some(failure(Errno::TIMEDOUT))),
+            Driven::Died(end) => {
+                self.lose(machine, &end);
+                None
+            }
+            Driven::Yielded | Driven::Idle => None,
+        }
+    }
+}
+
+/// When a call has to be over.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// By the limit on calls.
+    call: u64,
+    /// By the caller's own limit.
+    caller: u64,
+}
+
+impl Times {
+    fn nearest(self) -> u64 {
+        self.call.min(self.caller)
+    }
+}
+
+impl Remote for Shared {
+    fn call(&self, caller: &GuestMemory, buffer: CallBuffer, kicker: &Kicker, deadline: u64) -> Option<i64> {
+        self.counters.calls.fetch_add(1, Ordering::Relaxed);
+        let times = Times { call: host_monotonic().saturating_add(self.config.max_call_time_ns), caller: deadline };
+        let value = match self.turn(times.nearest()) {
+            None if times.caller < times.call => None,
+            None => Some(failure(Errno::TIMEDOUT)),
+            Some(turn) => {
+                let mut machine = lock(&self.machine);
+                let value = self.perform(&mut machine, caller, buffer, kicker, times);
+                let Machine { sandbox, watched: known, .. } = &mut *machine;
+                if let Some(sandbox) = sandbox {
+                    for note in std::mem::take(&mut sandbox.kernel_mut().notes) {
+                        self.say("warning", note);
+                    }
+                    // What the program does by itself, the background thread has to see to.
+                    if has_work(sandbox) || !known.covers(&watched(sandbox)) {
+                        self.wake();
+                    }
+                }
+                drop(machine);
+                drop(turn);
+                value
+            }
+        };
+        if value.is_none_or(|value| (-4095..0).contains(&value)) {
+            self.counters.failed_calls.fetch_add(1, Ordering::Relaxed);
+        }
+        value
+    }
+}
