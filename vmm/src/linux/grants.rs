@@ -213,7 +213,13 @@ impl Grants {
             return;
         }
         if !self.mounts.iter().any(|mount| mount.path == located.path) {
-            self.mounts.push(Mount { path: located.path.clone(), anchor: located.anchor, rest: located.rest, volume: false, is_object: false });
+            self.mounts.push(Mount {
+                path: located.path.clone(),
+                anchor: located.anchor,
+                rest: located.rest,
+                volume: false,
+                is_object: false,
+            });
         }
         self.rules.push(Rule { path: located.path, access, volume: false });
     }

@@ -19,8 +19,8 @@ pub mod futex;
 pub mod futex_pi;
 #[cfg(test)]
 mod futex_tests;
-pub mod grants;
 pub mod gate;
+pub mod grants;
 pub mod guest_path;
 pub mod host_path;
 pub mod path;
@@ -53,9 +53,9 @@ use clock::Clock;
 use fd_table::FdTable;
 use file::{FileId, Files, PollEvents};
 use futex::FutexTable;
+use gate::Role;
 use grants::Grants;
 use process::Process;
-use gate::Role;
 use thread::{State, Thread, Threads, Tid};
 
 /// A moment on the guest's CLOCK_MONOTONIC, nanoseconds.

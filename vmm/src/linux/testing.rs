@@ -83,7 +83,8 @@ impl Machine {
         let process = Process::new(PID, cwd, 0o22, Arc::new(identity), clock.monotonic());
         let threads = Threads::new(Thread { tid: PID, ..Thread::default() });
         let (files, futexes) = (Files::default(), FutexTable::default());
-        let kernel = Kernel { process, threads, files, futexes, clock, grants: Arc::new(grants), role: Default::default(), notes: Vec::new() };
+        let kernel =
+            Kernel { process, threads, files, futexes, clock, grants: Arc::new(grants), role: Default::default(), notes: Vec::new() };
         let mut machine = Self { kernel, space, extended: FakeExtended::default() };
         machine.kernel.threads.get_mut(PID).cpu.registers.rsp = MEMORY + MEMORY_BYTES / 2;
         machine

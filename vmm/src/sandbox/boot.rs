@@ -74,7 +74,8 @@ impl Sandbox {
             futexes: FutexTable::default(),
             clock,
             grants,
-            role: prepare(&mut space, config.gate).map_err(|errno| LoadSandboxError::AddressSpace(config.max_address_space >> 20, errno))?,
+            role: prepare(&mut space, config.gate)
+                .map_err(|errno| LoadSandboxError::AddressSpace(config.max_address_space >> 20, errno))?,
             notes: Vec::new(),
         };
         let loaded = crate::loader::load(&Command::from(config), &|path: &[u8]| open_program(&kernel, path), &mut space)?;

@@ -163,7 +163,8 @@ impl Sandbox {
     /// Make the call that a thread has asked for; the pause of the run if its time is over.
     pub(super) fn call_storage(&mut self, kicker: &Kicker, deadline: u64, tid: Tid, remote: RemoteCall) -> Option<Pause> {
         let registers = self.kernel.threads.get_mut(tid).cpu.registers;
-        let call = (registers.rax as u32 as usize, [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9]);
+        let call =
+            (registers.rax as u32 as usize, [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9]);
         let value = match self.caller.as_ref().and_then(|side| side.link.as_ref()) {
             None => Some(error_value(Errno::NOSYS).cast_signed()),
             Some(link) => {

@@ -101,9 +101,11 @@ const LONGEST_TURN_NS: u64 = 1_000_000_000;
 /// Sleep until there is something to do.
 fn wait(shared: &Shared, polls: &[(std::sync::Arc<std::os::fd::OwnedFd>, crate::linux::file::PollEvents)], moment: Option<u64>) {
     let mut descriptors = vec![PollFd::new(&shared.wake, PollFlags::IN)];
-    descriptors.extend(polls.iter().map(|(descriptor, events)| {
-        PollFd::new(&**descriptor, PollFlags::from_bits_retain(u16::try_from(events.bits()).unwrap_or(0)))
-    }));
+    descriptors.extend(
+        polls
+            .iter()
+            .map(|(descriptor, events)| PollFd::new(&**descriptor, PollFlags::from_bits_retain(u16::try_from(events.bits()).unwrap_or(0)))),
+    );
     let timeout = moment.map(|moment| {
         let left = moment.saturating_sub(host_monotonic());
         rustix::time::Timespec { tv_sec: (left / 1_000_000_000).cast_signed(), tv_nsec: (left % 1_000_000_000).cast_signed() }

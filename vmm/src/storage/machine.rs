@@ -94,5 +94,6 @@ pub(super) fn watched(sandbox: &Sandbox) -> Watched {
 /// Whether some thread of it could run now.
 pub(super) fn has_work(sandbox: &Sandbox) -> bool {
     let kernel = sandbox.kernel();
-    kernel.threads.next_runnable(kernel.threads.current).is_some() || kernel.next_deadline().is_some_and(|moment| kernel.clock.to_host(moment) <= host_monotonic())
+    kernel.threads.next_runnable(kernel.threads.current).is_some()
+        || kernel.next_deadline().is_some_and(|moment| kernel.clock.to_host(moment) <= host_monotonic())
 }
