@@ -55,7 +55,7 @@ fn a_link_on_the_way_stays_a_link() {
 fn what_is_ours_cannot_be_granted() {
     let grants = grants(&["/proc", "/dev/null", "/sys/kernel"], &["/dev"]);
     assert!(!grants.access(b"/proc/1/mem").any());
-    assert!(grants.mounts().next().is_none());
+    assert!(grants.mounts().all(|(path, access)| path.ends_with(b"/libkvmserverguest.so") && !access.write));
 }
 
 #[test]

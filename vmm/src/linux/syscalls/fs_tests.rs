@@ -192,9 +192,22 @@ fn outside_every_grant_nothing_is_there_and_nothing_can_be_made() {
     assert_eq!(guest.open("/etc/passwd", abi::O_WRONLY), Err(Errno::ACCESS));
     assert_eq!(guest.open("/no-such-directory/x", CREATE), Err(Errno::ACCESS));
     assert_eq!(guest.open("/new", CREATE), Err(Errno::ACCESS));
-    let (path, made) = (guest.path("/usr"), guest.path("/"));
+    let (path, made) = (guest.path("/opt"), guest.path("/"));
     assert_eq!(guest.call(abi::__NR_mkdir, &[path, 0o777]), Err(Errno::ACCESS));
     assert_eq!(guest.call(abi::__NR_mkdir, &[made, 0o777]), Err(Errno::EXIST));
+}
+
+#[test]
+fn the_library_for_guests_is_there_without_any_grant_and_cannot_be_changed() {
+    let place = Place::new();
+    let mut guest = Guest::new(&place, false, false);
+    for path in ["/usr/lib/libkvmserverguest.so", "/usr/lib64/libkvmserverguest.so"] {
+        let fd = guest.open(path, abi::O_RDONLY).expect("readable");
+        assert!(guest.read(fd, 4).expect("an ELF file").contains("ELF"));
+        assert_eq!(guest.open(path, abi::O_RDWR), Err(Errno::ACCESS));
+        let name = guest.path(path);
+        assert_eq!(guest.call(abi::__NR_unlink, &[name]), Err(Errno::ACCESS));
+    }
 }
 
 #[test]
