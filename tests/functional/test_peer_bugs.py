@@ -47,6 +47,19 @@ def test_natively_the_second_request_finds_the_ruins(path: str, guests: Guests, 
         assert second != "ok\n"
 
 
+@pytest.mark.parametrize("path", [path for path, harmless in ACTS if not harmless and path != "/N7-shutdown"])
+def test_without_a_reset_the_ruins_are_found_in_a_guest_too(
+    path: str, guests: Guests, kvmserver: Kvmserver, scratch: Path
+) -> None:
+    """Our Linux does what the acts ask for. (A program that shuts its own listener down ends, and is forked anew.)"""
+    port = free_port()
+    program = [guests.c("peer_bugs"), str(port), str(scratch)]
+    service = kvmserver.start("-t", "1", "--warmup", "2", "--allow-all", "run", *program, port=port).wait_ready()
+    assert service.ask(path).body == "ok\n"
+    assert service.ask(path).body != "ok\n"
+    kvmserver.stop(service)
+
+
 @pytest.mark.parametrize("path", [path for path, _ in ACTS])
 def test_no_request_finds_ruins(path: str, service: Service) -> None:
     """K5, K14, K18, N7, N11, T14, T21, T33, T34, T36, T43, T47: what each path is about says its name."""
