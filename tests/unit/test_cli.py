@@ -43,6 +43,100 @@ def test_no_word_of_the_program_is_changed(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "own", "of_run"),
+    [
+        ("a ++ run b", "a", "b"),
+        ("a x ++ y ++ run b ++ run c", "a x ++ y", "b ++ run c"),
+        ("a ++ ++ run b", "a ++", "b"),
+        ("--allow-read a ++ run", "--allow-read a", ""),
+        ("++ run", "", ""),
+        ("run a ++ runs", "run a ++ runs", None),
+        ("a ++", "a ++", None),
+        ("a run b", "a run b", None),
+    ],
+)
+def test_the_storage_program_ends_at_the_first_separator_before_run(words: str, own: str, of_run: str | None) -> None:
+    assert cli.split_at_run(words.split()) == (own.split(), None if of_run is None else of_run.split())
+
+
+FORM = "\n\nhint: kvmserver [OPTIONS] storage [OPTIONS] PROGRAM [ARGS...] ++ run [OPTIONS] PROGRAM [ARGS...]\n"
+EXCLUDE = "error: --allow-all (command line, {0}) and --allow-env (command line, {0}) exclude each other\n"
+TOO_LATE = "error: {} comes too late\n\nhint: options of kvmserver come before 'storage'\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("storage", "error: 'storage' names no program" + FORM),
+        ("storage ++ run b", "error: 'storage' names no program" + FORM),
+        ("storage a", "error: the storage program 'a' is not followed by '++ run PROGRAM'" + FORM),
+        ("storage a ++", "error: the storage program 'a' is not followed by '++ run PROGRAM'" + FORM),
+        ("storage a run b", "error: the storage program 'a' is not followed by '++ run PROGRAM'" + FORM),
+        ("storage a ++ run", "error: missing argument 'PROGRAM'\n"),
+        ("storage -e a ++ run b", TOO_LATE.format("-e")),
+        ("storage a ++ run --warmup 3 b", TOO_LATE.format("--warmup")),
+        ("storage --max-storage-time 3 a ++ run b", TOO_LATE.format("--max-storage-time")),
+        ("run --threads 3 b", "error: --threads comes too late\n\nhint: options of kvmserver come before 'run'\n"),
+        ("--1-to-1 storage a ++ run b", "error: --1-to-1 is an option of storage\n\nhint: kvmserver storage --1-to-1 "),
+        ("storage a ++ run --1-to-1 b", "error: --1-to-1 is an option of storage\n"),
+        ("storage --allow-all --allow-env a ++ run b", EXCLUDE.format("storage")),
+        ("storage a ++ run --allow-env=A --allow-all b", EXCLUDE.format("run")),
+        (
+            "storage --allow-net=:0 a ++ run b",
+            "error: storage --allow-net: '0' in ':0' is not a port from 1 to 65535\n",
+        ),
+        (
+            "storage --env A a ++ run --env B b",
+            "error: storage --env: 'A' is not NAME=VALUE\nerror: run --env: 'B' is ",
+        ),
+        ("storage --cwd /no/where sh ++ run sh", "error: storage --cwd: '/no/where' is not a directory\n"),
+        ("--cwd /no/where storage sh ++ run sh", "error: --cwd: '/no/where' is not a directory\n"),
+        ("--volume nowhere:/x storage sh ++ run sh", "error: --volume: '"),
+        ("run --allow-raed sh", "error: unknown option --allow-raed\n\nhint: did you mean --allow-read?\n"),
+    ],
+)
+def test_mistakes_about_two_programs_are_one_sentence(command: Command, words: str, error: str) -> None:
+    result = command.run(*words.split())
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(error)
+    assert result.stderr.count("error: ") == error.count("error: ")
+
+
+@pytest.mark.parametrize("words", [["run", "--help"], ["storage", "-h"], ["storage", "a", "++", "run", "--help"]])
+def test_the_help_of_one_program_has_its_options_only(command: Command, words: list[str]) -> None:
+    result = command.run(*words)
+    assert result.returncode == 0
+    assert "--allow-listen[=HOST,..]" in result.stdout
+    assert ("--1-to-1" in result.stdout) is (words == ["storage", "-h"])
+    assert "--warmup" not in result.stdout
+
+
+def test_print_config_shows_both_programs(command: Command) -> None:
+    (command.directory / "kvmserver.toml").write_text('[storage]\nprogram = "a"\ncwd = "/tmp"\n1-to-1 = true\n')
+    words = "--print-config --allow-all run --allow-listen=:8000 --allow-env b -x"
+    lines = [" ".join(line.split()) for line in command.run(*words.split()).stdout.splitlines()]
+    both, storage, run = "\n".join(lines).split("\n\n")
+    assert "allow-all = true # command line\n" in both
+    for line in (
+        "[storage] # kvmserver.toml",
+        'program = "a"',
+        "1-to-1 = true # kvmserver.toml, [storage]",
+        'cwd = "/tmp" # kvmserver.toml, [storage]',
+        "# allow-all = true # command line",
+    ):
+        assert line in storage.splitlines()
+    for line in (
+        "[run] # command line",
+        'args = ["-x"]',
+        "allow-all = false # command line, run",
+        'allow-listen = [":8000"] # command line, run',
+        "allow-env = true # command line, run",
+        "# allow-read = false # default",
+    ):
+        assert line in run.splitlines()
+
+
+@pytest.mark.parametrize(
     ("words", "code", "error"),
     [
         ([], 2, "error: no program to run\n\nhint: kvmserver [OPTIONS] run PROGRAM"),
@@ -93,7 +187,7 @@ def test_help_lists_every_option_in_its_group() -> None:
     assert result.exit_code == 0
     for row in ROWS:
         assert cli.option_words(row) in result.output
-    for word in ("-c, --config FILE", "--print-config", "-V, --version", "run", "demo", "doctor"):
+    for word in ("-c, --config FILE", "--print-config", "-V, --version", "storage PROGRAM", "run", "demo", "doctor"):
         assert word in result.output
 
 

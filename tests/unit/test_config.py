@@ -117,6 +117,12 @@ IMPOSSIBLE = (
     "warmup = -1",
     'run = "x"',
     '[run]\nprogram = ""',
+    "[storage]",
+    "storage = 1",
+    '[storage]\nprogram = "x"\nargs = [1]',
+    '[storage]\nprogram = "x"\n1-to-1 = "yes"',
+    '[storage]\nprogram = "x"\nallow-read = 1',
+    '[run]\nprogram = "x"\nallow-all = true\nallow-write = true',
     "[[warmup]]\npath = 3",
     "[[warmup]]\nstatus = 99",
     "[[warmup]]\nwhat = 1",
@@ -219,3 +225,108 @@ def test_every_default_reads_back_from_its_toml_form(directory: Path) -> None:
         text = f"{row.name} = {to_toml(row, row.default)}"
         assert tomllib.loads(text)
         assert getattr(load(directory, text).options, row.field) == row.default
+
+
+Layers = tuple[str, str, str, str]
+
+
+def given_words(text: str) -> CommandLine:
+    """``"allow-all allow-read=/a"`` as click collects it."""
+    found: CommandLine = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        found[name] = [value] if equals else True
+    return found
+
+
+# The top of the file, its table, the command line in front of the command, and after it; then what is in force.
+LAYERS: list[tuple[Layers, dict[str, object]]] = [
+    (("", "", "allow-read=/a", ""), {"allow-read": ("/a",)}),
+    (("", "", "allow-read=/a", "allow-read=/b"), {"allow-read": ("/b",)}),
+    (("", "", "allow-read=/a", "allow-write=/b"), {"allow-read": ("/a",), "allow-write": ("/b",)}),
+    (("", "", "allow-all", "allow-listen=:80"), {"allow-listen": (":80",)}),
+    (("", "", "allow-all", "env=A=1 cwd=/tmp volume=/a:/b"), {"allow-all": True, "cwd": "/tmp"}),
+    (("", "", "allow-read=/a allow-net=:80", "allow-all"), {"allow-all": True}),
+    (("allow-all = true", "", "", "allow-env=A"), {"allow-env": ("A",)}),
+    (("allow-all = true", "allow-read = false", "", ""), {}),
+    (("allow-all = true", "allow-read = ['/t']", "allow-all", ""), {"allow-all": True}),
+    (("allow-read = ['/f']", "allow-read = ['/t']", "", ""), {"allow-read": ("/t",)}),
+    (("allow-read = ['/f']", "allow-read = ['/t']", "allow-read=/c", ""), {"allow-read": ("/c",)}),
+    (("allow-read = ['/f']", "allow-all = true", "", ""), {"allow-all": True}),
+    (("", "allow-all = true", "allow-read=/c", ""), {"allow-read": ("/c",)}),
+    (("", "allow-all = true", "", "allow-read=/w"), {"allow-read": ("/w",)}),
+    (("", "env = ['A=1', 'B=2']", "", "env=C=3"), {"env": (("C", "3"),)}),
+]
+OWN = (
+    "allow-all",
+    "allow-read",
+    "allow-write",
+    "allow-env",
+    "allow-net",
+    "allow-connect",
+    "allow-listen",
+    "cwd",
+    "env",
+)
+
+
+@pytest.mark.parametrize(("layers", "expected"), LAYERS)
+@pytest.mark.parametrize("role", config.ROLES)
+def test_what_is_said_about_one_program_is_in_force_for_it_alone(
+    role: config.Role, layers: Layers, expected: dict[str, object], directory: Path
+) -> None:
+    top, table, front, after = layers
+    other = "run" if role == "storage" else "storage"
+    text = f'{top}\n[{role}]\nprogram = "a"\n{table}\n[{other}]\nprogram = "b"\n'
+    (directory / "kvmserver.toml").write_text(text)
+    given = {role: Given("c", (), given_words(after))} if after else {}
+    merged = config.load(given_words(front), run=given.get("run"), storage=given.get("storage"))
+    program = getattr(merged, role)
+    values = {name: getattr(program.options, name.replace("-", "_")) for name in OWN}
+    if "cwd" in expected:
+        assert program.options.volume == (Volume("/a", "/b", False),)
+        expected = {**expected, "env": (("A", "1"),)}
+    defaults = {row.name: row.default for row in ROWS if row.name in OWN}
+    assert values == defaults | expected
+    # Nothing of it reaches the other program, for which the options of both are in force.
+    assert getattr(merged, other).options == merged.options
+
+    printed = load(directory, config_text.as_toml(merged))
+    assert getattr(printed, role).options == program.options
+    assert getattr(printed, other).options == merged.options
+
+
+def test_the_origin_of_a_grant_that_no_longer_applies_is_who_narrowed_it(directory: Path) -> None:
+    run = config.load({"allow-all": True}, run=Given("a", (), {"allow-read": ["/a"]})).run
+    assert run is not None
+    assert (run.origins["allow-all"], run.origins["allow-read"]) == ("command line, run", "command line, run")
+    assert run.own == {"allow-all", "allow-read"}
+    assert (run.label("allow-read"), run.label("env")) == ("run --allow-read", "--env")
+
+
+def test_a_storage_table(directory: Path) -> None:
+    text = '[storage]\nprogram = "redis"\nargs = ["++"]\n1-to-1 = true\nallow-connect = [":1"]\nenv = { A = "1" }\n'
+    merged = load(directory, text)
+    assert words_of(merged.storage) == ("redis", ("++",))
+    assert merged.storage is not None
+    assert merged.storage.one_to_one
+    assert merged.storage.options.env == (("A", "1"),)
+    assert merged.run is None
+    merged = config.load({}, storage=Given("other", (), {}, one_to_one=False))
+    assert words_of(merged.storage) == ("other", ())
+    assert merged.storage is not None
+    assert not merged.storage.one_to_one
+    assert merged.storage.options.allow_connect == (":1",)
+
+
+def test_mistakes_in_tables_are_told_with_their_place(directory: Path) -> None:
+    text = '[storage]\nprogram = "x"\nthreads = 3\nallow-raed = true\ncwd = 1\n[run]\nprogram = "x"\n1-to-1 = true\n'
+    assert problems(directory, text) == [
+        "kvmserver.toml: storage.threads: is no option of one program; it belongs above the tables",
+        "kvmserver.toml: storage.allow-raed: unknown key (did you mean allow-read?)",
+        "kvmserver.toml: storage.cwd: must be a text that is not empty and has no NUL byte",
+        "kvmserver.toml: run.1-to-1: unknown key",
+    ]
+    assert problems(directory, '[run]\nprogram = "x"\nallow-all = true\nallow-env = true\n') == [
+        "--allow-all (kvmserver.toml, [run]) and --allow-env (kvmserver.toml, [run]) exclude each other"
+    ]

@@ -82,3 +82,51 @@ def test_what_is_not_utf8_is_an_error_or_left_out(directory: Path) -> None:
     with pytest.raises(KvmserverError, match="is not valid UTF-8"):
         start(directory, "a\udcff")
     assert plan.without_undecodable({"A": "\udcff", "B": "ü"}) == ({"B": "ü"}, ("A",))
+
+
+def two_programs(directory: Path, one_to_one: bool | None = None, **given: Any) -> dict[str, Any]:
+    options = {name.replace("_", "-"): words for name, words in given.items()}
+    storage = Given("keeper", ("x",), {"allow-connect": ["127.0.0.1:6379"], "env": ["A=1"]}, one_to_one)
+    run = Given("tool", (), {"allow-listen": [":8000"]})
+    return message_of(config.load(options, Path(os.devnull), run, storage), directory)
+
+
+def test_without_a_storage_program_there_is_no_gate(directory: Path) -> None:
+    message = start(directory)
+    assert message["storage"] is None
+    assert message["sandbox"]["gate"] is None
+
+
+def test_two_programs_have_their_own_rights_and_ends_of_the_gate(directory: Path) -> None:
+    message = two_programs(directory, threads=["3"], allow_all=True, max_storage_time=["250ms"])
+    storage, run = message["storage"], message["sandbox"]
+    assert (storage["program"], message["program"]) == ("keeper", "tool")
+    assert (storage["max_call_time_ns"], storage["boot_time_ns"]) == (250_000_000, 20 * 10**9)
+    assert storage["one_to_one"] is False
+    assert (storage["sandbox"]["gate"], run["gate"]) == ({"role": "storage", "lanes": 3}, {"role": "caller"})
+    assert (storage["sandbox"]["program"], storage["sandbox"]["arguments"]) == ("/bin/keeper", ["x"])
+    assert storage["sandbox"]["connect"] == [{"address": "127.0.0.1", "port": 6379}]
+    assert ["A", "1"] in storage["sandbox"]["environment"]
+    assert ["A", "1"] not in run["environment"]
+    assert (run["connect"], run["listen"]) == ([], [{"address": None, "port": 8000}])
+    assert storage["sandbox"].keys() == run.keys()
+
+
+def test_one_to_one_has_one_lane(directory: Path) -> None:
+    storage = two_programs(directory, one_to_one=True, threads=["3"])["storage"]
+    assert (storage["one_to_one"], storage["sandbox"]["gate"]["lanes"]) == (True, 1)
+
+
+def test_a_mistake_that_both_inherit_is_told_once(directory: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        two_programs(directory, volume=["missing:/x"], allow_connect=["nowhere"])
+    assert sorted(caught.value.problems) == [
+        "--allow-connect: cannot resolve host 'nowhere': Name or service not known",
+        f"--volume: '{directory}/missing' does not exist",
+    ]
+
+
+def test_what_is_not_utf8_is_an_error_for_the_storage_program_too(directory: Path) -> None:
+    merged = config.load({}, Path(os.devnull), Given("tool"), Given("keeper", ("\udcff",)))
+    with pytest.raises(KvmserverError, match="is not valid UTF-8"):
+        message_of(merged, directory)

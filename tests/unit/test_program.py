@@ -57,3 +57,10 @@ def test_what_cannot_be_executed_is_126(name: str, tmp_path: Path) -> None:
     with pytest.raises(KvmserverError) as caught:
         find_program(name, str(tmp_path), str(tmp_path))
     assert caught.value.exit_code == 126
+
+
+def test_the_program_is_named_by_its_part(tmp_path: Path) -> None:
+    executable(tmp_path / "plain", 0o644)
+    for name in ("nosuch", "./plain", "plain", "./nosuch"):
+        with pytest.raises(KvmserverError, match=f"cannot run the storage program '{name}': "):
+            find_program(name, str(tmp_path), str(tmp_path), "the storage program ")

@@ -62,3 +62,33 @@ def test_addresses_are_shown_as_users_write_them() -> None:
     assert run_end.listener_address({"family": "inet", "address": "0.0.0.0", "port": 8000}) == "0.0.0.0:8000"
     assert run_end.listener_address({"family": "inet6", "address": "::1", "port": 80}) == "[::1]:80"
     assert run_end.listener_address({"family": "unix", "address": "/run/x.sock"}) == "/run/x.sock"
+
+
+def test_a_storage_program_that_waits_has_not_ended() -> None:
+    run_end.after_storage_boot({"end": "waiting", "init_ns": 1}, "x", 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ({"end": "exited", "status": 3}, "exited with status 3 before it waited for calls"),
+        (
+            {"end": "killed", "signal": 11, "detail": "rip 1"},
+            "was killed by signal 11 (SIGSEGV) before it waited for calls: rip 1",
+        ),
+        ({"end": "timed_out", "detail": "in poll"}, "did not wait for calls within 2s: in poll"),
+        ({"end": "out_of_memory"}, "ran out of memory before it waited for calls"),
+        ({"end": "deadlocked"}, "waited for something that cannot happen before it waited for calls"),
+        (
+            {"end": "broken", "detail": "cannot map"},
+            "was stopped because its virtual machine failed before it waited for calls: cannot map",
+        ),
+        ({"end": "ready"}, "stopped in an unknown way ('ready') before it waited for calls"),
+        ({}, "stopped in an unknown way (None) before it waited for calls"),
+    ],
+)
+def test_a_storage_program_that_never_waits_is_one_sentence(end: dict[str, Any], message: str) -> None:
+    with pytest.raises(StartError) as caught:
+        run_end.after_storage_boot(end, "x", 2_000_000_000)
+    assert caught.value.message == f"the storage program 'x' {message}"
+    assert caught.value.exit_code == 1

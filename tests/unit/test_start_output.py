@@ -24,6 +24,11 @@ def test_the_lines_of_the_issue(capfd: pytest.CaptureFixture[str]) -> None:
     assert line == "Program 'deno' loaded. epoll vm=1 ephemeral init=161ms warmup=55ms rss=73MB"
 
 
+def test_the_storage_line(capfd: pytest.CaptureFixture[str]) -> None:
+    make(0, True).storage_ready({"init_ns": 415_900_000})
+    assert capfd.readouterr().out == "Storage VM initialized. init=416ms\n"
+
+
 def test_words_that_do_not_apply_are_left_out(capfd: pytest.CaptureFixture[str]) -> None:
     output = make(0, False, 4)
     output.ready(READY)
@@ -36,6 +41,7 @@ def test_a_second_start_prints_nothing(capfd: pytest.CaptureFixture[str]) -> Non
     output.ready(READY)
     output.serving({"warmup_ns": 1})
     capfd.readouterr()
+    output.storage_ready({"init_ns": 1})
     output.ready(READY)
     output.progress(1)
     assert capfd.readouterr().out == ""

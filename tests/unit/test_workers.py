@@ -73,6 +73,24 @@ def test_a_worker_that_dies_is_replaced() -> None:
     pool.run()
 
 
+def test_a_worker_knows_whether_it_is_the_first_of_its_number() -> None:
+    def tell(number: int, threads: int, fd: int, is_first_life: bool) -> None:
+        channel.from_fd(os.dup(fd)).send({"event": "log", "level": "info", "message": f"first: {is_first_life}"})
+        serve_until_drained(number, threads, fd, is_first_life)
+
+    pool, supervisor, events = make_pool(tell, [1])
+    forked: list[int] = []
+    pool.start(lambda: forked.append(pool._workers[0].pid))
+    assert forked == [pool._workers[0].pid] != [0]
+    os.kill(forked[0], signal.SIGKILL)
+    while not (pool._workers[0].ready and pool._workers[0].pid != forked[0]):
+        assert pool._turn()
+    told = [event["message"] for event in events if event["message"].startswith("first")]
+    assert told == ["first: True", "first: False"]
+    supervisor.send({"do": "drain"})
+    pool.run()
+
+
 def fail_with_reason(number: int, threads: int, fd: int, is_first_life: bool) -> None:
     raise KvmserverError("cannot create a VM")
 
