@@ -14,6 +14,7 @@ from kvmserver.run_end import RunEnd
 
 # How the data plane begins its notes about the storage program; those about the other begin with other words.
 _NOTE_PREFIX = "the storage program "
+_DEATH_PREFIX = f"{_NOTE_PREFIX}failed: "
 _NOTES_MAX = 64
 
 
@@ -27,9 +28,7 @@ class StorageProgram:
         try:
             self._vm = _vmm.Storage(json.dumps(plan))
         except _vmm.VmmError as error:
-            failure = errors.from_vmm(error)
-            message = f"storage program {self._program!r}: {failure.message}"
-            raise KvmserverError(message, failure.hint, failure.exit_code) from error
+            raise self._named(error) from error
 
     def load_caller(self, sandbox_config: str) -> "_vmm.Sandbox":
         """Load the program that calls this one."""
@@ -38,7 +37,10 @@ class StorageProgram:
     def boot(self, control: Channel) -> None:
         """Run it until it waits for its first call. Raises StartError if it does not."""
         limit_ns = int(self.plan["boot_time_ns"])
-        end = json.loads(self._vm.boot(limit_ns))
+        try:
+            end = json.loads(self._vm.boot(limit_ns))
+        except _vmm.VmmError as error:
+            raise self._named(error) from error
         for note in _notes(end):
             control.send({"event": "log", "level": "warning", "message": f"storage program {self._program!r}: {note}"})
         run_end.after_storage_boot(end, self._program, limit_ns)
@@ -50,14 +52,22 @@ class StorageProgram:
         return None if note is None else self._died(when, note)
 
     def suspend(self, when: str) -> None:
-        """Stop it, so that this process can be forked. Raises StartError if it is dead."""
+        """Stop it, so that this process can be forked. Raises StartError if it is dead, KvmserverError if it cannot."""
         try:
             self._vm.suspend()
         except _vmm.VmmError as error:
-            raise self._died(when, errors.from_vmm(error).message) from error
+            message = errors.from_vmm(error).message
+            raise (self._died(when, message) if message.startswith(_NOTE_PREFIX) else self._named(error)) from error
 
     def _died(self, when: str, reason: str) -> StartError:
-        return StartError(f"the storage program {self._program!r} died {when}: {reason.removeprefix(_NOTE_PREFIX)}")
+        reason = reason.removeprefix(_DEATH_PREFIX).removeprefix(_NOTE_PREFIX)
+        return StartError(f"the storage program {self._program!r} died {when}: {reason}")
+
+    def _named(self, error: _vmm.VmmError) -> KvmserverError:
+        """A failure of the data plane, with the name of the program that it is about."""
+        failure = errors.from_vmm(error)
+        message = f"storage program {self._program!r}: {failure.message}"
+        return KvmserverError(message, failure.hint, failure.exit_code)
 
     def for_fork(self, is_first_life: bool) -> "_vmm.Storage | None":
         """In a new worker: the suspended VM if this is the one that goes on with it, else nothing of it is kept."""

@@ -63,12 +63,10 @@ class Tenant:
     def _boot(self, sandbox: _vmm.Sandbox) -> Ended | None:
         limit_ns, server_expected = int(self._start["boot_time_ns"]), bool(self._start["server_expected"])
         end = json.loads(sandbox.boot(limit_ns))
-        death = self._storage.death(end, f"while program {self._program!r} started") if self._storage else None
-        if death is not None and (server_expected or end.get("end") == "ready"):
-            raise death
+        if self._storage is not None and (server_expected or end.get("end") == "ready"):
+            when = f"while program {self._program!r} started"
+            self._require_storage(self._storage, end, when, failed=end.get("end") != "ready")
         ended = run_end.after_boot(end, self._program, server_expected, limit_ns)
-        if death is not None:
-            self._control.send({"event": "log", "level": "error", "message": death.message})
         if ended is None:
             if refused := run_end.refused_listen(end, self._program):
                 self._control.send({"event": "log", "level": "warning", "message": refused})
@@ -90,7 +88,7 @@ class Tenant:
             end = json.loads(text)
             problem = _judge(request, answer, end, limit_ns)
             if self._storage is not None:
-                self._require_storage(self._storage, end, bool(problem))
+                self._require_storage(self._storage, end, _DURING_WARM_UP, failed=bool(problem))
             if problem:
                 hint = "run with --verbose to see more, or change the requests with --warmup-request"
                 raise StartError(f"warm-up request {index + 1} of {count} ({request.label}) {problem}", hint)
@@ -101,12 +99,13 @@ class Tenant:
         warmup.run_warmup(count, requests, send)
         return time.monotonic_ns() - begin_ns
 
-    def _require_storage(self, storage: StorageProgram, end: RunEnd, failed: bool) -> None:
-        """A dead storage program ends the warm-up, and explains it where a request failed."""
-        if death := storage.death(end, _DURING_WARM_UP):
+    @staticmethod
+    def _require_storage(storage: StorageProgram, end: RunEnd, when: str, failed: bool) -> None:
+        """A dead storage program ends the start, and is the reason where a run of the other program ``failed``."""
+        if death := storage.death(end, when):
             raise death
         if failed:
-            storage.suspend(_DURING_WARM_UP)
+            storage.suspend(when)
 
     def _serve(self, snapshot: _vmm.Snapshot, warmup_ns: int) -> None:
         def serve(number: int, threads: int, control_fd: int, is_first_life: bool) -> None:

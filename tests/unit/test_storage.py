@@ -48,7 +48,14 @@ def test_the_storage_line_comes_first(start_pair: Start) -> None:
         ("panic", [], 1, "error: internal error: Panic: index out of bounds\n"),
         ("notelf", [], 126, "error: storage program 'notelf': cannot execute /x/notelf: no ELF file\n\nhint: build it"),
         ("mortal", ["-w9"], 1, "error: the storage program 'mortal' died during the warm-up: exited with status 4\n"),
-        ("quitter", ["-w2"], 1, "error: the storage program 'quitter' died during the warm-up: exited with status 5\n"),
+        (
+            "quitter",
+            ["-w2"],
+            1,
+            "error: the storage program 'quitter' died during the warm-up: the program exited with ",
+        ),
+        ("fdless", [], 1, "error: storage program 'fdless': cannot share memory: too many open files\n"),
+        ("clingy", [], 1, "error: storage program 'clingy': cannot suspend the storage program: no memory\n"),
     ],
 )
 def test_a_storage_program_that_fails_ends_the_start(
@@ -64,9 +71,17 @@ def test_a_storage_program_that_fails_ends_the_start(
 
 def test_a_failed_warm_up_request_is_explained_by_the_death(command: Command) -> None:
     words = ["storage", command.program("quitter"), "++", "run", command.program("sick")]
-    assert "died during the warm-up: exited with status 5\n" in command.run("-w9", *words).stderr
+    assert "died during the warm-up: the program exited with status 5\n" in command.run("-w9", *words).stderr
     words[1] = command.program("keeper")
     assert "warm-up request 3 of 9 (GET /) was answered with status 500\n" in command.run("-w9", *words).stderr
+
+
+def test_a_failed_start_is_explained_by_the_death(command: Command) -> None:
+    words = ["storage", command.program("quitter"), "++", "run", command.program("status7")]
+    sentence = "error: the storage program 'quitter' died while program 'status7' started: the program exited with "
+    assert sentence in command.run("-e", *words).stderr
+    words[1] = command.program("keeper")
+    assert "error: program 'status7' ended with status 7 before it listened\n" in command.run("-e", *words).stderr
 
 
 def test_what_it_was_refused_before_it_failed_is_logged(command: Command) -> None:

@@ -5,8 +5,8 @@ listens, ``sick`` answers 500, ``mute`` never answers, ``busy`` cannot bind, ``p
 that die after a moment, ``stillborn`` has workers that cannot start, ``deaf`` has workers that ignore a drain.
 
 As storage programs: ``keeper`` waits for calls, ``mortal`` and ``quitter`` die in the warm-up (the first is told of
-with the next request, the other only by suspend()); ``status3``, ``segfault``, ``hang``, ``panic`` and ``notelf`` never
-wait.
+with the next request, the other only by suspend()); ``status3``, ``segfault``, ``hang``, ``panic``, ``notelf`` and
+``fdless`` never wait; ``clingy`` cannot be suspended.
 """
 
 import atexit
@@ -58,13 +58,15 @@ class Storage:
         self.config = json.loads(config)
         self.script = os.path.basename(self.config["sandbox"]["program"])
         self.state = "loaded"
-        if self.script == "notelf":
-            raise VmmError("program_not_executable", "cannot execute /x/notelf: no ELF file", "build it for x86-64")
+        if self.script == "fdless":
+            raise VmmError("system", "cannot share memory: too many open files", "")
         Storage.last = self
 
     def boot(self, timeout_ns: int) -> str:
         assert self.state == "loaded"
         assert timeout_ns == self.config["boot_time_ns"]
+        if self.script == "notelf":
+            raise VmmError("program_not_executable", "cannot execute /x/notelf: no ELF file", "build it for x86-64")
         ends: dict[str, dict[str, Any]] = {
             "status3": {"end": "exited", "status": 3, "notes": ["the program may not connect to 10.0.0.1:6379"]},
             "segfault": {"end": "killed", "signal": 11, "detail": "rip 0x1000"},
@@ -80,7 +82,9 @@ class Storage:
     def suspend(self) -> None:
         assert self.state == "running"
         if self.script == "quitter":
-            raise VmmError("storage", "the storage program exited with status 5", "")
+            raise VmmError("storage", "the storage program failed: the program exited with status 5", "")
+        if self.script == "clingy":
+            raise VmmError("storage", "cannot suspend the storage program: no memory", "")
         self.state = "suspended"
 
     def discard(self) -> None:
