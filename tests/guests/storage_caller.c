@@ -6,6 +6,7 @@
  *   /call/WORDS          a call with these words (+ is a space) in 4,096 bytes: the result and the answer
  *   /size/N              a call of N bytes that are to be inverted: "N ok"
  *   /shared/N            as /size/N in the shared buffer
+ *   /many/N              N empty calls: how many had the result 0
  *   /leave/N             write N bytes into shared memory and leave them there
  *   /find                what a fresh shared buffer holds: "clean" or "dirty"
  *   /errors              the results of calls that must fail
@@ -116,6 +117,14 @@ static int handle(int fd, const struct request *request)
     if (strncmp(path, "/shared/", 8) == 0) {
         size_t length = strtoul(path + 8, NULL, 10);
         return invert(fd, request, kvmserverguest_shared_buffer(length), length);
+    }
+    if (strncmp(path, "/many/", 6) == 0) {
+        unsigned long good = 0;
+        char body[32];
+        for (unsigned long left = strtoul(path + 6, NULL, 10); left > 0; left--)
+            good += kvmserverguest_remote_resume(NULL, 0) == 0;
+        snprintf(body, sizeof body, "%lu", good);
+        return respond(fd, request, body);
     }
     if (strncmp(path, "/leave/", 7) == 0) {
         size_t length = strtoul(path + 7, NULL, 10);

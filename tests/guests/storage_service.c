@@ -10,6 +10,9 @@
  *   busy / rest    let another thread spin / stop it
  *   sleep MS       answers after that long
  *   call           what a call of its own gives
+ * Started with "quiet" it has no thread beside the one that answers, with a number it ends with that status, and with "never"
+ * it never waits for a call.
+ *
  *   hang, crash, exit, eat     never answer; the last one by using up all memory
  */
 #define _GNU_SOURCE
@@ -115,13 +118,13 @@ static ssize_t answer(char *buffer, size_t length)
 
 int main(int argc, char **argv)
 {
-    (void)argv;
     if (argc > 1 && strcmp(argv[1], "never") == 0)
         pause();
-    if (argc > 1)
+    int quiet = argc > 1 && strcmp(argv[1], "quiet") == 0;
+    if (argc > 1 && !quiet)
         return atoi(argv[1]);
     pthread_t thread;
-    if (pthread_create(&thread, NULL, tick, NULL) != 0)
+    if (!quiet && pthread_create(&thread, NULL, tick, NULL) != 0)
         return 1;
     ssize_t result = 0;
     for (;;) {

@@ -213,11 +213,15 @@ impl Storage {
         py.detach(|| {
             let state = self.state();
             let StorageState::Running(storage) = &*state else { return Err(PyRuntimeError::new_err("the storage program was suspended")) };
-            let end = match storage.boot(timeout_ns) {
+            let mut end = match storage.boot(timeout_ns) {
                 Ok(init_ns) => json!({"end": "waiting", "init_ns": init_ns}),
                 Err(storage::BootError::Ended(end)) => serde_json::to_value(&end).unwrap_or_else(|_| json!({"end": end.name()})),
                 Err(failure) => return Err(storage_error(&failure)),
             };
+            let notes: Vec<String> = storage.take_messages().into_iter().map(|message| message.text).collect();
+            if !notes.is_empty() {
+                end["notes"] = json!(notes);
+            }
             storage.look_after(false).map_err(|errno| error("system", format!("cannot start a thread: {errno}"), ""))?;
             Ok(end.to_string())
         })
@@ -234,8 +238,9 @@ impl Storage {
                 }
                 Err(Some(failure)) => Err(error("storage", format!("cannot suspend the storage program: {failure}"), "")),
                 Err(None) => {
-                    let why: Vec<String> = storage.take_messages().into_iter().map(|message| message.text).collect();
-                    Err(error("storage", why.first().map_or("the storage program is not running", String::as_str), ""))
+                    let said = storage.take_messages();
+                    let death = said.iter().find(|message| message.text.starts_with(storage::FAILED));
+                    Err(error("storage", death.map_or("the storage program is not running", |message| message.text.as_str()), ""))
                 }
             }
         })

@@ -16,12 +16,17 @@ const PAUSE_MAX: Duration = Duration::from_millis(320);
 /// A program that has run for this long has failed for a new reason: the next start is made at once.
 const HEALTHY_NS: u64 = 5_000_000_000;
 
+/// How long callers are left alone after one of them was waiting.
+const YIELD_PAUSE: Duration = Duration::from_micros(200);
+
 /// What to do next.
 enum Next {
     /// Wait for the descriptors of the program, or a moment of the host's clock.
     Wait(Vec<(std::sync::Arc<std::os::fd::OwnedFd>, crate::linux::file::PollEvents)>, Option<u64>),
-    /// Somebody else was waiting.
+    /// Look again.
     Again,
+    /// Somebody else was waiting, and may come again at once.
+    Yield,
     /// There is no program.
     Start,
 }
@@ -37,6 +42,8 @@ pub(super) fn run(shared: &Shared, restart: bool) {
     while !shared.stop.load(Ordering::Acquire) {
         match turn(shared, &kicker) {
             Next::Again => {}
+            // Not straight back into the line: with callers one after the other, each would have to wait for us.
+            Next::Yield => std::thread::sleep(YIELD_PAUSE),
             Next::Wait(polls, moment) => wait(shared, &polls, moment),
             Next::Start if restart => starts.start(shared),
             Next::Start => wait(shared, &[], None),
@@ -61,9 +68,7 @@ fn turn(shared: &Shared, kicker: &Kicker) -> Next {
     };
     shared.background_runs.store(false, Ordering::SeqCst);
     sandbox.yield_when(None);
-    for note in std::mem::take(&mut sandbox.kernel_mut().notes) {
-        shared.say("warning", note);
-    }
+    shared.pass_on_notes(sandbox);
     let next = match driven {
         Driven::Idle => {
             let watching = watched(sandbox);
@@ -84,7 +89,8 @@ fn turn(shared: &Shared, kicker: &Kicker) -> Next {
             shared.lose(&mut machine, &end);
             Next::Start
         }
-        Driven::TimedOut(_) | Driven::Yielded => Next::Again,
+        Driven::TimedOut(_) => Next::Again,
+        Driven::Yielded => Next::Yield,
         Driven::Died(end) => {
             shared.lose(&mut machine, &end);
             Next::Start

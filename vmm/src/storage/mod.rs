@@ -30,6 +30,8 @@ use crate::sandbox::{CallBuffer, LoadSandboxError, Remote, RunEnd, Sandbox, Snap
 use machine::{Detached, Driven, Machine, drive, has_work, watched};
 use turn::{Turn, Turns};
 
+/// How the message begins that tells of the program's end.
+pub const FAILED: &str = "the storage program failed";
 /// Messages that are kept until somebody takes them.
 const MESSAGES_MAX: usize = 64;
 
@@ -280,13 +282,22 @@ impl Shared {
         }
     }
 
+    /// What our Linux has to say about the program goes into the log.
+    fn pass_on_notes(&self, sandbox: &mut Sandbox) {
+        for note in std::mem::take(&mut sandbox.kernel_mut().notes) {
+            self.say("warning", note);
+        }
+    }
+
     fn boot(&self, timeout_ns: u64) -> Result<u64, BootError> {
         let started = host_monotonic();
         let mut sandbox = Sandbox::load(&self.config.sandbox)?;
         sandbox.share(&self.lanes)?;
         let kicker = Kicker::for_this_thread()?;
         let until = if timeout_ns == 0 { u64::MAX } else { started.saturating_add(timeout_ns) };
-        match drive(&mut sandbox, &kicker, until, true) {
+        let driven = drive(&mut sandbox, &kicker, until, true);
+        self.pass_on_notes(&mut sandbox);
+        match driven {
             Driven::Answered(_) => {
                 self.install(sandbox);
                 Ok(host_monotonic().saturating_sub(started))
@@ -330,7 +341,7 @@ impl Shared {
         machine.sandbox = None;
         machine.detached = None;
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
-        self.say("warning", format!("the storage program failed: {}", end.sentence()));
+        self.say("warning", format!("{FAILED}: {}", end.sentence()));
         self.wake();
     }
 
@@ -424,9 +435,7 @@ impl Remote for Shared {
                 let value = self.perform(&mut machine, caller, buffer, kicker, times);
                 let Machine { sandbox, watched: known, .. } = &mut *machine;
                 if let Some(sandbox) = sandbox {
-                    for note in std::mem::take(&mut sandbox.kernel_mut().notes) {
-                        self.say("warning", note);
-                    }
+                    self.pass_on_notes(sandbox);
                     // What the program does by itself, the background thread has to see to.
                     if has_work(sandbox) || !known.covers(&watched(sandbox)) {
                         self.wake();
