@@ -23,6 +23,9 @@ def probe() -> str:
     Raises VmmError of kind ``"kvm"`` where ``/dev/kvm`` is missing or may not be opened.
     """
 
+def guest_files() -> list[tuple[str, bytes]]:
+    """``libkvmserverguest.so``, its header, and its wrappers for other languages: relative path and content of each."""
+
 def syscall_table() -> str:
     """Every x86-64 system call as JSON: a list of ``{"number", "name", "support", "note"}``.
 

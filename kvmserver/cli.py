@@ -1,4 +1,5 @@
-"""The command line: ``kvmserver [OPTIONS] [storage PROGRAM [ARGS...] ++] run PROGRAM [ARGS...]``, ``demo``, ``doctor``.
+"""The command line: ``kvmserver [OPTIONS] [storage PROGRAM [ARGS...] ++] run PROGRAM [ARGS...]``, ``demo``, ``doctor``,
+``guestlib``.
 
 Parses, calls, prints, and turns every failure into one sentence and an exit code. The options come from the table in
 options.py; only ``--config`` and ``--print-config`` exist here alone, since neither makes sense in the file.
@@ -143,7 +144,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
 @click.group(
     cls=_Main,
     invoke_without_command=True,
-    subcommand_metavar="[storage PROGRAM [ARGS...] ++] run PROGRAM [ARGS...] | demo | doctor",
+    subcommand_metavar="[storage PROGRAM [ARGS...] ++] run PROGRAM [ARGS...] | demo | doctor | guestlib",
     params=[_click_option(row) for row in ROWS],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
@@ -256,6 +257,17 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from kvmserver import doctor as examination
 
     ctx.exit(examination.run(as_json))
+
+
+@command_line.command(short_help="Write what programs need to call the storage program.")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite files that have other content.")
+def guestlib(directory: Path, force: bool) -> None:
+    """Write libkvmserverguest.so, its header and its wrappers into DIRECTORY, to link and to copy."""
+    from kvmserver import guestlib as library
+
+    for path in library.write(directory, force):
+        click.echo(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,6 +41,7 @@ INSTALL_HINTS = {
     "/usr/games/cowsay": "apt-get install -y cowsay",
     "node": "apt-get install -y nodejs",
     "go": "apt-get install -y golang-go, or put Go below /usr/local/go",
+    "cargo": "install Rust (https://rustup.rs), and put its directory on PATH",
     "deno": "pip install deno",
 }
 
@@ -91,7 +92,7 @@ class Guests:
             if "kvmserverguest.h" in source.read_text():
                 # As its users do: linked by name, and found by the loader inside the guest alone.
                 needed += [f"-L{self._guest_library().parent}", "-lkvmserverguest"]
-            _build([*words, *needed], GUESTS)
+            build([*words, *needed], GUESTS)
         return str(output)
 
     def _guest_library(self) -> Path:
@@ -100,19 +101,24 @@ class Guests:
         if not library.exists():
             library.parent.mkdir(parents=True, exist_ok=True)
             options = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-soname=libkvmserverguest.so"]
-            _build([find_tool("cc"), *options, "-o", str(library), "kvmserverguest.c"], GUESTLIB)
+            build([find_tool("cc"), *options, "-o", str(library), "kvmserverguest.c"], GUESTLIB)
         return library
 
     def go(self) -> str:
         """The path of the Go server of tests/programs/go, compiled."""
         output = self._directory / "go" / "counter"
         if not output.exists():
-            cache = {"GOCACHE": str(self._directory / "go-cache"), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
-            _build([find_tool("go"), "build", "-o", str(output), "."], PROGRAMS / "go", cache)
+            self.build_go(PROGRAMS / "go", output)
         return str(output)
 
+    def build_go(self, source: Path, output: Path) -> None:
+        """Compile the commands of a Go module. Where it has several, the output is a directory that exists."""
+        cache = {"GOCACHE": str(self._directory / "go-cache"), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
+        build([find_tool("go"), "build", "-o", str(output), "./..."], source, cache)
 
-def _build(words: Sequence[str], directory: Path, environment: dict[str, str] | None = None) -> None:
+
+def build(words: Sequence[str], directory: Path, environment: dict[str, str] | None = None) -> None:
+    """Run a compiler in a directory; AssertionError with what it said if it fails."""
     done = subprocess.run(words, cwd=directory, env=os.environ | (environment or {}), capture_output=True, text=True)
     if done.returncode != 0:
         raise AssertionError(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}")

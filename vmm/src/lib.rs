@@ -13,6 +13,8 @@
 
 pub mod config;
 pub mod cpu;
+#[cfg(feature = "python")]
+mod guest_files;
 pub mod limits;
 pub mod linux;
 pub mod loader;

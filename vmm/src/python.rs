@@ -262,6 +262,11 @@ fn syscall_table() -> String {
     crate::linux::table::table_json()
 }
 
+#[pyfunction]
+fn guest_files(py: Python<'_>) -> Vec<(&'static str, Bound<'_, PyBytes>)> {
+    crate::guest_files::FILES.iter().map(|(path, content)| (*path, PyBytes::new(py, content))).collect()
+}
+
 #[pymodule(gil_used = false)]
 fn _vmm(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -270,5 +275,6 @@ fn _vmm(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Snapshot>()?;
     module.add_class::<Storage>()?;
     module.add_function(wrap_pyfunction!(probe, module)?)?;
+    module.add_function(wrap_pyfunction!(guest_files, module)?)?;
     module.add_function(wrap_pyfunction!(syscall_table, module)?)
 }

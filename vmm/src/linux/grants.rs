@@ -89,7 +89,7 @@ impl Access {
 const LIBRARY_DIRECTORIES: [&[u8]; 2] = [b"/usr/lib", b"/usr/lib64"];
 const GUEST_LIBRARY_NAME: &[u8] = b"libkvmserverguest.so";
 /// What a program inside kvmserver can ask of it; see guestlib/kvmserverguest.h.
-const GUEST_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libkvmserverguest.so"));
+pub(crate) const GUEST_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libkvmserverguest.so"));
 
 /// A piece of the host's file system in the guest's tree of names.
 #[derive(Debug)]

@@ -1,0 +1,3 @@
+module kvmserverguest
+
+go 1.18
