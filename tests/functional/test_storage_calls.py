@@ -12,7 +12,7 @@ import pytest
 from harness import Guests, Kvmserver, Service, free_port, wait_until
 
 WARMUP = 10
-EINVAL, EPERM, EPIPE, EAGAIN, EDEADLK, ETIMEDOUT, ENOMEM = -22, -1, -32, -11, -35, -110, -12
+EINVAL, EPIPE, EDEADLK, ETIMEDOUT = -22, -32, -35, -110
 
 
 @pytest.fixture
@@ -78,11 +78,8 @@ def test_the_storage_program_sees_the_buffer_and_nothing_around_it(start: Callab
     assert call(service, "scan") == (5, "clean")
 
 
-def test_bad_calls_are_results(start: Callable[..., Service]) -> None:
+def test_a_call_of_the_storage_program_itself_is_a_deadlock(start: Callable[..., Service]) -> None:
     service = start()
-    bad_buffers = [EINVAL] * 8
-    expected = [*bad_buffers, EPERM, EINVAL, ENOMEM, ENOMEM, 1, 1, 0, 1]
-    assert [int(word) for word in service.ask("/errors").body.split()] == expected
     assert call(service, "call") == (3, str(EDEADLK))
     assert count(service) > 0
 
@@ -100,7 +97,7 @@ def test_shared_memory_is_zero_for_the_next_request(start: Callable[..., Service
 
 
 def test_calls_cost_one_exit_of_the_storage_vm_and_shared_ones_copy_nothing(start: Callable[..., Service]) -> None:
-    service = start()
+    service = start(mode="quiet")
     before = service.statistics()
     for _ in range(20):
         assert service.ask("/shared/65536").body == "65536 ok"

@@ -40,6 +40,25 @@ impl SharedArea {
         Ok(Self { memfd: Arc::new(memfd), bytes })
     }
 
+    /// Another area with the same content.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE, ENOMEM.
+    pub fn duplicate(&self) -> Result<Self, Errno> {
+        let copy = Self::new(self.bytes)?;
+        let mut page = [0; PAGE as usize];
+        for (start, end) in self.touched()? {
+            for at in (start..end).step_by(PAGE as usize) {
+                let read = rustix::io::pread(&self.memfd, &mut page, at)?;
+                if rustix::io::pwrite(&copy.memfd, &page[..read], at)? != read {
+                    return Err(Errno::NOMEM);
+                }
+            }
+        }
+        Ok(copy)
+    }
+
     /// The ranges that were ever touched and are not given back, `[start, end)` in bytes.
     fn touched(&self) -> Result<Vec<(u64, u64)>, Errno> {
         let mut ranges = Vec::new();

@@ -170,7 +170,9 @@ impl Sandbox {
             Some(link) => {
                 let RemoteCall { buffer: address, length } = remote;
                 let buffer = match self.kernel.role {
-                    Role::Caller(shared) if shared.contains(address, length) && length > 0 => {
+                    // Where nothing is does not matter, and need not be an address.
+                    _ if length == 0 => CallBuffer::Private { address: 0, length },
+                    Role::Caller(shared) if shared.contains(address, length) => {
                         CallBuffer::Shared { lane: link.lane, offset: address - shared.start, length }
                     }
                     _ => CallBuffer::Private { address, length },
@@ -217,7 +219,9 @@ impl Sandbox {
             CallBuffer::Shared { lane, offset, length } => (lane_address(&self.space, lane) + offset, length),
             CallBuffer::Private { address, length } => {
                 let window = self.space.aside();
-                self.space.memory().copy_from(window, caller, address, length).map_err(|_| Errno::INVAL)?;
+                // A part may have been copied, and the next caller's program is not to see it.
+                let copied = self.space.memory().copy_from(window, caller, address, length);
+                copied.or_else(|_| self.forget(buffer).and(Err(Errno::INVAL)))?;
                 (window, length)
             }
         };
@@ -240,12 +244,43 @@ impl Sandbox {
         }
     }
 
-    /// Leave nothing of a call whose caller has gone.
+    /// The caller of a call has gone: the program finishes it with a copy of what the two shared, since the memory itself is the next
+    /// request's.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE, ENOMEM: the program still has that memory and has to be ended.
+    pub fn detach(&mut self, buffer: CallBuffer, lanes: &[SharedArea]) -> Result<(), Errno> {
+        match buffer {
+            CallBuffer::Private { .. } => Ok(()),
+            CallBuffer::Shared { lane, .. } => {
+                let copy = lanes.get(lane).ok_or(Errno::INVAL)?.duplicate()?;
+                self.space.map_shared(lane_address(&self.space, lane), &copy)
+            }
+        }
+    }
+
+    /// A call whose caller has gone has come to its end: leave nothing of it, and share again what [`Sandbox::detach`] has taken away.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM: nothing is shared any more.
+    pub fn reattach(&mut self, buffer: CallBuffer, lanes: &[SharedArea]) -> Result<(), Errno> {
+        match buffer {
+            CallBuffer::Private { .. } => self.forget(buffer),
+            CallBuffer::Shared { lane, .. } => {
+                let address = lane_address(&self.space, lane);
+                self.space.map_shared(address, lanes.get(lane).ok_or(Errno::INVAL)?)
+            }
+        }
+    }
+
+    /// Leave nothing of a call in the window.
     ///
     /// # Errors
     ///
     /// EFAULT; never, as the window cannot be unmapped.
-    pub fn forget(&self, buffer: CallBuffer) -> Result<(), Errno> {
+    fn forget(&self, buffer: CallBuffer) -> Result<(), Errno> {
         match buffer {
             CallBuffer::Shared { .. } => Ok(()),
             CallBuffer::Private { length, .. } => self.space.memory().write_zeros(self.space.aside(), length),

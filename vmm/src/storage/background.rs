@@ -78,11 +78,7 @@ fn turn(shared: &Shared, kicker: &Kicker) -> Next {
             Next::Wait(polls, moment)
         }
         Driven::Answered(_) => {
-            if let Some(detached) = machine.detached.take()
-                && let Some(sandbox) = &machine.sandbox
-            {
-                let _ = sandbox.forget(detached.buffer);
-            }
+            shared.settle(&mut machine);
             Next::Again
         }
         Driven::TimedOut(end) if limit.is_some_and(|limit| limit <= host_monotonic()) => {

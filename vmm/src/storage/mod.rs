@@ -121,6 +121,10 @@ fn failure(errno: Errno) -> i64 {
     error_value(errno).cast_signed()
 }
 
+fn broken(what: &str, errno: Errno) -> RunEnd {
+    RunEnd::Broken { detail: format!("cannot {what}: {errno}") }
+}
+
 impl Storage {
     /// A gate with `lanes` shared areas, and no program behind it yet.
     ///
@@ -366,7 +370,10 @@ impl Shared {
             }
             // The caller's own time is over: the program may finish what it does.
             Driven::TimedOut(_) if times.caller < times.call => {
-                machine.detached = Some(Detached { buffer, limit: times.call });
+                match sandbox.detach(buffer, &self.lanes) {
+                    Ok(()) => machine.detached = Some(Detached { buffer, limit: times.call }),
+                    Err(errno) => self.lose(machine, &broken("take shared memory away", errno)),
+                }
                 self.wake();
                 None
             }
@@ -382,15 +389,24 @@ impl Shared {
         }
     }
 
+    /// A call whose caller has gone was answered.
+    fn settle(&self, machine: &mut Machine) {
+        if let Machine { sandbox: Some(sandbox), detached, .. } = machine
+            && let Some(detached) = detached.take()
+            && let Err(errno) = sandbox.reattach(detached.buffer, &self.lanes)
+        {
+            self.lose(machine, &broken("share memory again", errno));
+        }
+    }
+
     /// See an earlier call to its end whose caller has gone; the result of the present one if that uses up its time.
     #[expect(clippy::option_option, reason = "no result yet; a result; or the caller's own time is over")]
     fn finish_detached(&self, machine: &mut Machine, kicker: &Kicker, times: Times) -> Option<Option<i64>> {
         let Machine { sandbox: Some(sandbox), detached: Some(detached), .. } = machine else { return None };
-        let (limit, buffer) = (detached.limit, detached.buffer);
+        let limit = detached.limit;
         match drive(sandbox, kicker, limit.min(times.nearest()), true) {
             Driven::Answered(_) => {
-                let _ = sandbox.forget(buffer);
-                machine.detached = None;
+                self.settle(machine);
                 None
             }
             Driven::TimedOut(end) if limit <= times.nearest() => {
