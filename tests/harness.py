@@ -40,9 +40,12 @@ INSTALL_HINTS = {
     "perl": "apt-get install -y perl",
     "/usr/games/cowsay": "apt-get install -y cowsay",
     "node": "apt-get install -y nodejs",
+    "npm": "apt-get install -y npm",
     "go": "apt-get install -y golang-go, or put Go below /usr/local/go",
     "cargo": "install Rust (https://rustup.rs), and put its directory on PATH",
     "deno": "pip install deno",
+    "redis-server": "apt-get install -y redis-server",
+    "wrk": "apt-get install -y wrk",
 }
 
 
