@@ -36,7 +36,7 @@ pub struct GuestMemory {
 }
 
 /// Bytes moved between two guests at once: what is to be zeroed behind is still in the processor's nearest cache.
-const TRANSFER_PIECE: usize = 16 << 10;
+const TRANSFER_PIECE: u64 = 16 << 10;
 /// Host writes are counted after each piece of this many bytes.
 const PIECE: usize = 1 << 20;
 
@@ -171,33 +171,32 @@ impl GuestMemory {
     ///
     /// EFAULT where any byte cannot be read there or written here; a part may have been copied.
     pub fn copy_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
-        self.transfer(to, other, from, length, false)
+        (0..length.div_ceil(TRANSFER_PIECE)).try_for_each(|piece| self.copy_piece(to, other, from, piece, length))
     }
 
-    /// As [`GuestMemory::copy_from`], and leave zeros there (which do not count as written).
+    /// As [`GuestMemory::copy_from`], from the end to the start: of what was copied the other way just before, the end is still in
+    /// the processor's cache, and the start will be when the next call comes.
     ///
     /// # Errors
     ///
-    /// EFAULT, as [`GuestMemory::copy_from`].
-    pub fn move_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
-        self.transfer(to, other, from, length, true)
+    /// As for [`GuestMemory::copy_from`].
+    pub fn copy_back_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
+        (0..length.div_ceil(TRANSFER_PIECE)).rev().try_for_each(|piece| self.copy_piece(to, other, from, piece, length))
     }
 
-    fn transfer(&self, to: u64, other: &Self, from: u64, length: u64, and_zero: bool) -> Result<(), Errno> {
+    /// One piece of a copy.
+    fn copy_piece(&self, to: u64, other: &Self, from: u64, piece: u64, length: u64) -> Result<(), Errno> {
+        let at = piece * TRANSFER_PIECE;
+        let length = TRANSFER_PIECE.min(length - at);
+        let (to, from) = (to.checked_add(at).ok_or(Errno::FAULT)?, from.checked_add(at).ok_or(Errno::FAULT)?);
         let (target, source) = (self.host_address(to, length)?, other.host_address(from, length)?);
-        let length = usize::try_from(length).map_err(|_| Errno::FAULT)?;
-        for done in (0..length).step_by(TRANSFER_PIECE) {
-            let piece = TRANSFER_PIECE.min(length - done);
-            // SAFETY: both pointers are inside their reservations for the whole length, and the reservations are different.
-            let copied = unsafe { access::copy(target.wrapping_add(done), source.wrapping_add(done), piece) };
-            self.dirty.borrow_mut().insert_range(to + done as u64, copied as u64);
-            // SAFETY: as above.
-            let zeroed = if and_zero { unsafe { access::zero(source.wrapping_add(done), piece) } } else { piece };
-            if copied < piece || zeroed < piece || self.is_over() {
-                return Err(Errno::FAULT);
-            }
-        }
-        Ok(())
+        // The exit has forgotten all translations; let the processor look for several at a time.
+        access::prefetch_pages(target, length as usize);
+        access::prefetch_pages(source, length as usize);
+        // SAFETY: both pointers are inside their reservations for the whole length, and the reservations are different.
+        let copied = unsafe { access::copy(target, source, length as usize) };
+        self.dirty.borrow_mut().insert_range(to, copied as u64);
+        if copied as u64 == length && !self.is_over() { Ok(()) } else { Err(Errno::FAULT) }
     }
 
     /// The guest moved `[from, from + length)` to `to`: what was written there is now written here.

@@ -71,6 +71,14 @@ impl Mirror {
         unsafe { rustix::mm::mmap_anonymous(pointer, length, host_protection(protection), flags) }.map(drop)
     }
 
+    /// Ask for large pages in a range; where the host has none, nothing changes.
+    pub(super) fn advise_large_pages(&self, address: u64, length: u64) -> Result<(), Errno> {
+        let (pointer, length) = self.range(address, length)?;
+        // SAFETY: the range is inside our reservation, and the advice changes no content.
+        let _ = unsafe { rustix::mm::madvise(pointer, length, rustix::mm::Advice::LinuxHugepage) };
+        Ok(())
+    }
+
     /// A mapping of a file; private unless `shared`.
     pub(super) fn map_file(
         &self,

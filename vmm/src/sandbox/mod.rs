@@ -69,6 +69,8 @@ pub struct Sandbox {
     armed: u64,
     /// For a program that calls a storage program: its shared memory, and the way there.
     caller: Option<CallerSide>,
+    /// For a storage program: how much of the window the last call has left in use, bytes.
+    window_used: u64,
     /// A call to the storage program that a thread has just asked for.
     remote_call: Option<RemoteCall>,
     /// How many threads of the host wait for this VM, where somebody may.
@@ -95,6 +97,7 @@ impl Sandbox {
             seen_changes: 0,
             armed: u64::MAX,
             caller: None,
+            window_used: 0,
             remote_call: None,
             yield_when: None,
         }

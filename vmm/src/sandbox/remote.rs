@@ -111,6 +111,9 @@ impl Suspended {
     /// [`SnapshotError`].
     pub fn resume(self, lanes: &[SharedArea]) -> Result<Sandbox, SnapshotError> {
         let mut space = AddressSpace::fork_of(&self.memory)?;
+        // Between two calls it holds nothing; anew, it is not in the small pages of the frozen image.
+        let window = space.aside();
+        space.map_window(window, BUFFER_BYTES)?;
         map_lanes(&mut space, lanes)?;
         let mut vm = Vm::new(&space, false)?;
         vm.set_extended(&self.extended)?;
@@ -219,9 +222,10 @@ impl Sandbox {
             CallBuffer::Shared { lane, offset, length } => (lane_address(&self.space, lane) + offset, length),
             CallBuffer::Private { address, length } => {
                 let window = self.space.aside();
-                // A part may have been copied, and the next caller's program is not to see it.
-                let copied = self.space.memory().copy_from(window, caller, address, length);
-                copied.or_else(|_| self.forget(buffer).and(Err(Errno::INVAL)))?;
+                // Whatever becomes of it, a part may have been copied that the program is not to see.
+                self.window_used = self.window_used.max(length);
+                self.space.memory().copy_from(window, caller, address, length).map_err(|_| Errno::INVAL)?;
+                self.clear_window(length)?;
                 (window, length)
             }
         };
@@ -229,17 +233,17 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Bring the answered buffer back to the caller, and leave nothing of it.
+    /// Bring the answered buffer back to the caller. What is in the window is zeroed before the program runs again.
     ///
     /// # Errors
     ///
     /// EINVAL where the caller's buffer cannot be written any more.
-    pub fn collect(&self, caller: &GuestMemory, buffer: CallBuffer) -> Result<(), Errno> {
+    pub fn collect(&mut self, caller: &GuestMemory, buffer: CallBuffer) -> Result<(), Errno> {
         match buffer {
             CallBuffer::Shared { .. } => Ok(()),
             CallBuffer::Private { address, length } => {
-                let moved = caller.move_from(address, self.space.memory(), self.space.aside(), length);
-                moved.or_else(|_| self.forget(buffer).and(Err(Errno::INVAL)))
+                self.window_used = length;
+                caller.copy_back_from(address, self.space.memory(), self.space.aside(), length).map_err(|_| Errno::INVAL)
             }
         }
     }
@@ -267,7 +271,10 @@ impl Sandbox {
     /// ENOMEM: nothing is shared any more.
     pub fn reattach(&mut self, buffer: CallBuffer, lanes: &[SharedArea]) -> Result<(), Errno> {
         match buffer {
-            CallBuffer::Private { .. } => self.forget(buffer),
+            CallBuffer::Private { length, .. } => {
+                self.window_used = length;
+                Ok(())
+            }
             CallBuffer::Shared { lane, .. } => {
                 let address = lane_address(&self.space, lane);
                 self.space.map_shared(address, lanes.get(lane).ok_or(Errno::INVAL)?)
@@ -275,15 +282,18 @@ impl Sandbox {
         }
     }
 
-    /// Leave nothing of a call in the window.
+    /// Zero what the last call has left in the window, but for the first `kept` bytes, which are those of the next one.
+    ///
+    /// Done before the program runs and not after the call: a call overwrites most of what the one before it has left.
     ///
     /// # Errors
     ///
     /// EFAULT; never, as the window cannot be unmapped.
-    fn forget(&self, buffer: CallBuffer) -> Result<(), Errno> {
-        match buffer {
-            CallBuffer::Shared { .. } => Ok(()),
-            CallBuffer::Private { length, .. } => self.space.memory().write_zeros(self.space.aside(), length),
+    pub(super) fn clear_window(&mut self, kept: u64) -> Result<(), Errno> {
+        let used = std::mem::take(&mut self.window_used);
+        match used.checked_sub(kept) {
+            None | Some(0) => Ok(()),
+            Some(length) => self.space.memory().write_zeros(self.space.aside() + kept, length),
         }
     }
 
@@ -292,7 +302,8 @@ impl Sandbox {
     /// # Errors
     ///
     /// [`SnapshotError`].
-    pub fn suspend(self) -> Result<Suspended, SnapshotError> {
+    pub fn suspend(mut self) -> Result<Suspended, SnapshotError> {
+        self.clear_window(0)?;
         Ok(Suspended {
             extended: self.vm.extended()?,
             memory: Arc::new(MemoryImage::freeze(&self.space, true)?),

@@ -57,6 +57,9 @@ impl Sandbox {
     /// Run the program until all its threads sleep, it closes the watched stream, it ends, or `deadline` (a moment of the host's
     /// CLOCK_MONOTONIC) has passed.
     pub fn run(&mut self, kicker: &Kicker, deadline: u64, watched: Option<StreamHandle>) -> Pause {
+        if let Err(errno) = self.clear_window(0) {
+            return Pause::Ended(self.broken("clear the window", errno));
+        }
         loop {
             if let Some(status) = self.kernel.process.exit_status {
                 return Pause::Ended(RunEnd::Exited { status: status & 0xff });

@@ -1,0 +1,66 @@
+"""What every benchmark needs: the tools of the system, compiled programs, and facts about the machine."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROGRAMS = ROOT / "scripts" / "bench_programs"
+GUESTS = ROOT / "tests" / "guests"
+TESTS = ROOT / "tests" / "programs"
+
+
+def tool(name: str, hint: str) -> str:
+    """The path of a tool; ends the script with what to install where it is missing."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    found = shutil.which(name, path=path)
+    if found is None:
+        sys.exit(f"error: {name} is missing\n\nhint: {hint}")
+    return found
+
+
+def kvmserver() -> str:
+    """The path of the installed command."""
+    return tool("kvmserver", "pip install .")
+
+
+def compile_program(source: Path, directory: Path, *options: str) -> str:
+    """The path of a compiled C program; ``options`` come last, as libraries have to."""
+    output = directory / source.stem
+    words = [tool("cc", "apt-get install -y gcc libc6-dev"), "-O2", "-pthread", f"-I{GUESTS}"]
+    subprocess.run([*words, "-o", str(output), str(source), *options], check=True)
+    return str(output)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def machine() -> dict[str, object]:
+    """What was measured on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    facts: dict[str, object] = {
+        "cpu": model[1] if model else platform.processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "load": os.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    try:
+        from kvmserver import _vmm
+
+        facts["kvm"] = json.loads(_vmm.probe()).get("kind", "unknown")
+    except Exception as error:
+        facts["kvm"] = f"unknown ({error})"
+    return facts
