@@ -20,7 +20,9 @@ def _kvm_problem() -> str:
 
 @pytest.fixture(scope="session")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Guests:
-    """The C and Go programs, compiled once a session."""
+    """The C and Go programs, compiled once a session, or those that KVMSERVER_TEST_GUESTS names."""
+    if compiled := os.environ.get("KVMSERVER_TEST_GUESTS"):
+        return Guests(Path(compiled))
     return Guests(tmp_path_factory.mktemp("guests"))
 
 
