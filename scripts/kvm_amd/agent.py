@@ -87,6 +87,12 @@ def mount_everything() -> None:
         Path("/dev", name).symlink_to(f"/proc/self/fd{target}")
 
 
+def set_limits() -> None:
+    """Open files as a distribution has them (the kernel alone has a hard limit of 4096), and no core files."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
+
+
 def raise_loopback() -> None:
     """The loopback interface, the only one there is."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
@@ -144,7 +150,7 @@ class Host:
         return self._messages.pop(0)
 
 
-def receive_start(host: Host) -> Start:
+def receive_start(host: Host, shared: Path) -> Start:
     """The command, and before it what is shared."""
     kind, payload = host.next()
     if kind is not Kind.START:
@@ -155,7 +161,7 @@ def receive_start(host: Host) -> Start:
             while piece := _shared_piece(host):
                 archive.write(piece)
             archive.seek(0)
-            share.receive(archive, Path("/share"))
+            share.receive(archive, shared)
     return start
 
 
@@ -190,8 +196,6 @@ def execute(start: Start) -> NoReturn:
     """Become the command, as a shell would: 127 where there is none, 126 where it cannot be run."""
     status = 126
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
         # Python ignores these two, and a command would inherit that.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
@@ -200,7 +204,7 @@ def execute(start: Start) -> NoReturn:
     except FileNotFoundError as error:
         status = 127
         os.write(2, f"kvm-amd: {start.command[0]}: {error.strerror}\n".encode())
-    except OSError as error:
+    except Exception as error:
         os.write(2, f"kvm-amd: {start.command[0]}: {error}\n".encode())
     finally:
         os._exit(status)
@@ -287,14 +291,14 @@ def supervise(running: Running, host: Host) -> int:
     return status
 
 
-def serve(host: Host) -> None:
-    """One command from start to end."""
+def serve(host: Host, shared: Path) -> None:
+    """One command from start to end; ``shared`` is where the shared directory goes."""
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     host.send_json(Kind.HELLO, {"kernel": platform.release(), "uptime_s": uptime})
-    start = receive_start(host)
+    start = receive_start(host, shared)
     status = supervise(spawn(start), host)
     if start.shared:
-        share.send(Path("/share"), lambda piece: host.send(Kind.SHARE, piece))
+        share.send(shared, lambda piece: host.send(Kind.SHARE, piece))
     host.send_json(Kind.EXIT, {"status": status})
 
 
@@ -307,8 +311,9 @@ def main() -> NoReturn:
     """Set up, run, and wait for the host to switch the machine off."""
     try:
         mount_everything()
+        set_limits()
         raise_loopback()
-        serve(Host(open_port()))
+        serve(Host(open_port()), Path("/share"))
         while True:
             signal.pause()
     except BaseException:

@@ -9,7 +9,7 @@ from kvm_amd import cache
 
 SUITE = "bookworm"
 # kmod and mount start the machine; the rest is run by the tests and by scripts/bench inside it.
-PACKAGES = ("python3", "kmod", "mount", "procps", "perl", "luajit", "cowsay", "wrk")
+PACKAGES = ("python3", "kmod", "mount", "procps", "perl", "luajit", "cowsay", "musl", "wrk")
 LEFT_OUT = ("doc", "man", "info", "locale", "lintian", "bash-completion")
 HOOK = Path(__file__).with_name("hook.sh")
 

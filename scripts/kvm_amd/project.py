@@ -130,7 +130,7 @@ def _build_disk(place: Path, wheel: Path, site: Path, guests: Path, tree: Sequen
 def _write_commands(local: Path) -> None:
     """The scripts that pip would write, with the machine's Python."""
     (local / "bin").mkdir()
-    for name, module, function in (("kvmserver", "kvmserver.cli", "main"), ("pytest", "pytest", "console_main")):
+    for name, module, function in (("kvmserver", "kvmserver.cli", "main"), ("pytest", "pytest", "main")):
         script = local / "bin" / name
         script.write_text(
             f"#!/usr/bin/python3\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
