@@ -38,7 +38,8 @@ int kvmserverguest_available(void);
  *   -EINVAL     bad buffer or length
  *   -ENOSYS     there is no storage program, or this is not kvmserver
  *   -EDEADLK    called by the storage program
- *   -ETIMEDOUT  no answer within --max-storage-time; if the storage program had the call, it is started anew
+ *   -ETIMEDOUT  no turn within --max-storage-time, or no answer within that time from then on: then the storage program is
+ *               started anew
  *   -EPIPE      the storage program died in this call
  *   -EAGAIN     the storage program is being started again
  * After an error the buffer's content is unspecified: it may have been given or not.

@@ -70,6 +70,10 @@ def redis_server(directory: Path) -> Iterator[RedisServer]:
         server.close()
 
 
+# Clients that got an error do not come back at once.
+REFUSED_PAUSE_S = 0.02
+
+
 @dataclass
 class Load:
     """Clients that ask the same again and again, and what came of it."""
@@ -91,6 +95,7 @@ class Load:
                 self.numbers.append(int(answer.body))
             else:
                 self.refused.append(answer)
+                self._stop.wait(REFUSED_PAUSE_S)
 
     @contextlib.contextmanager
     def from_clients(self, clients: int) -> Iterator["Load"]:

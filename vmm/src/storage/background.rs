@@ -10,9 +10,10 @@ use super::{Shared, lock};
 use crate::linux::clock::host_monotonic;
 use crate::platform::kvm::{Kick, Kicker};
 
-/// The pause before the second start in a row, and the longest: a program that can start is up again within a second.
+/// The pause before the second start in a row, and the longest: a program that can start is up again within a second, most of which
+/// it may need itself.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_millis(320);
+const PAUSE_MAX: Duration = Duration::from_millis(160);
 /// A program that has run for this long has failed for a new reason: the next start is made at once.
 const HEALTHY_NS: u64 = 5_000_000_000;
 
@@ -34,7 +35,7 @@ enum Next {
 /// Look after the program until it is to stop.
 pub(super) fn run(shared: &Shared, restart: bool) {
     let Ok(kicker) = Kicker::for_this_thread() else {
-        shared.say("error", "the storage program cannot run by itself: no timer could be made".into());
+        lock(&shared.notices).error("the storage program cannot run by itself: no timer could be made".into());
         return;
     };
     *lock(&shared.background) = Some(Kick::this_thread());
@@ -133,10 +134,10 @@ impl Starts {
         self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
         self.last = host_monotonic();
         match shared.boot(shared.config.boot_time_ns) {
-            Ok(took) => shared.say("warning", format!("the storage program was started again in {} ms", took / 1_000_000)),
+            Ok(took) => lock(&shared.notices).started(format!("the storage program was started again in {} ms", took / 1_000_000)),
             Err(error) => {
                 shared.counters.failures.fetch_add(1, Ordering::Relaxed);
-                shared.say("warning", format!("the storage program cannot be started again: {error}"));
+                lock(&shared.notices).failed(format!("the storage program cannot be started again: {error}"));
             }
         }
     }

@@ -9,6 +9,7 @@
 
 mod background;
 mod machine;
+mod notices;
 mod turn;
 
 use std::os::fd::OwnedFd;
@@ -28,21 +29,12 @@ use crate::memory::{GuestMemory, SharedArea};
 use crate::platform::kvm::{Kick, Kicker};
 use crate::sandbox::{CallBuffer, LoadSandboxError, Remote, RunEnd, Sandbox, SnapshotError, Suspended};
 use machine::{Detached, Driven, Machine, drive, has_work, watched};
+pub use notices::Message;
+use notices::Notices;
 use turn::{Turn, Turns};
 
 /// How the message begins that tells of the program's end.
 pub const FAILED: &str = "the storage program failed";
-/// Messages that are kept until somebody takes them.
-const MESSAGES_MAX: usize = 64;
-
-/// Something that happened to the storage program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// `error`, `warning` or `info`.
-    pub level: &'static str,
-    /// One sentence.
-    pub text: String,
-}
 
 /// What a storage program has done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -101,7 +93,7 @@ struct Shared {
     background: Mutex<Option<Kick>>,
     wake: OwnedFd,
     stop: AtomicBool,
-    messages: Mutex<Vec<Message>>,
+    notices: Mutex<Notices>,
     counters: Counters,
 }
 
@@ -146,7 +138,7 @@ impl Storage {
             background: Mutex::default(),
             wake,
             stop: AtomicBool::new(false),
-            messages: Mutex::default(),
+            notices: Mutex::default(),
             counters: Counters::default(),
         };
         Ok(Self { shared: Arc::new(shared), thread: Mutex::default() })
@@ -225,7 +217,7 @@ impl Storage {
     /// What happened since the last time.
     #[must_use]
     pub fn take_messages(&self) -> Vec<Message> {
-        std::mem::take(&mut *lock(&self.shared.messages))
+        lock(&self.shared.notices).take()
     }
 
     /// What it has done.
@@ -279,17 +271,10 @@ impl Shared {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    fn say(&self, level: &'static str, text: String) {
-        let mut messages = lock(&self.messages);
-        if messages.len() < MESSAGES_MAX {
-            messages.push(Message { level, text });
-        }
-    }
-
     /// What our Linux has to say about the program goes into the log.
     fn pass_on_notes(&self, sandbox: &mut Sandbox) {
         for note in std::mem::take(&mut sandbox.kernel_mut().notes) {
-            self.say("warning", note);
+            lock(&self.notices).note(note);
         }
     }
 
@@ -321,8 +306,8 @@ impl Shared {
         self.wake();
     }
 
-    /// Wait for a turn; a background thread that runs the VM is made to let go.
-    fn turn(&self, until: u64) -> Option<Turn<'_>> {
+    /// Wait for a turn; a background thread that runs the VM is made to let go. Answers also whether there was anything to wait for.
+    fn turn(&self, until: u64) -> Option<(Turn<'_>, bool)> {
         let mut waited = false;
         let turn = self.turns.take(until, || {
             waited = true;
@@ -337,7 +322,7 @@ impl Shared {
         if waited {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
-        turn
+        turn.map(|turn| (turn, waited))
     }
 
     /// The program is no more.
@@ -345,15 +330,17 @@ impl Shared {
         machine.sandbox = None;
         machine.detached = None;
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
-        self.say("warning", format!("{FAILED}: {}", end.sentence()));
+        lock(&self.notices).failed(format!("{FAILED}: {}", end.sentence()));
         self.wake();
     }
 
     /// Give a call to the program and wait for its answer.
     fn perform(&self, machine: &mut Machine, caller: &GuestMemory, buffer: CallBuffer, kicker: &Kicker, times: Times) -> Option<i64> {
-        if let Some(value) = self.finish_detached(machine, kicker, times) {
-            return value;
-        }
+        let times = match self.finish_detached(machine, kicker, times) {
+            Earlier::None => times,
+            Earlier::Over => times.begun_now(self.config.max_call_time_ns),
+            Earlier::TookAll(value) => return value,
+        };
         let Some(sandbox) = &mut machine.sandbox else { return Some(failure(Errno::AGAIN)) };
         if let Err(errno) = sandbox.deliver(caller, buffer) {
             return Some(failure(errno));
@@ -399,35 +386,36 @@ impl Shared {
         }
     }
 
-    /// See an earlier call to its end whose caller has gone; the result of the present one if that uses up its time.
-    #[expect(clippy::option_option, reason = "no result yet; a result; or the caller's own time is over")]
-    fn finish_detached(&self, machine: &mut Machine, kicker: &Kicker, times: Times) -> Option<Option<i64>> {
-        let Machine { sandbox: Some(sandbox), detached: Some(detached), .. } = machine else { return None };
+    /// See an earlier call to its end whose caller has gone.
+    fn finish_detached(&self, machine: &mut Machine, kicker: &Kicker, times: Times) -> Earlier {
+        let Machine { sandbox: Some(sandbox), detached: Some(detached), .. } = machine else { return Earlier::None };
         let limit = detached.limit;
         match drive(sandbox, kicker, limit.min(times.nearest()), true) {
-            Driven::Answered(_) => {
-                self.settle(machine);
-                None
-            }
-            Driven::TimedOut(end) if limit <= times.nearest() => {
-                self.lose(machine, &end);
-                None
-            }
-            Driven::TimedOut(_) if times.caller < times.call => Some(None),
-            Driven::TimedOut(_) => Some(Some(failure(Errno::TIMEDOUT))),
-            Driven::Died(end) => {
-                self.lose(machine, &end);
-                None
-            }
-            Driven::Yielded | Driven::Idle => None,
+            Driven::Answered(_) => self.settle(machine),
+            Driven::TimedOut(end) if limit <= times.nearest() => self.lose(machine, &end),
+            Driven::TimedOut(_) => return Earlier::TookAll(times.end_of_caller()),
+            Driven::Died(end) => self.lose(machine, &end),
+            Driven::Yielded | Driven::Idle => {}
         }
+        Earlier::Over
     }
+}
+
+/// What has become of an earlier call, and with it of the present one.
+enum Earlier {
+    /// There was none.
+    None,
+    /// It has ended.
+    Over,
+    /// It has used up the time of the present one, whose result this is.
+    TookAll(Option<i64>),
 }
 
 /// When a call has to be over.
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    /// By the limit on calls.
+    /// By the limit on calls: first for the wait in the line, and from the beginning again when the program can begin with it. Otherwise
+    /// the program would be ended for the length of the line, and would mostly answer callers that have just gone.
     call: u64,
     /// By the caller's own limit.
     caller: u64,
@@ -437,16 +425,27 @@ impl Times {
     fn nearest(self) -> u64 {
         self.call.min(self.caller)
     }
+
+    /// The program begins with the call only now.
+    fn begun_now(self, max_call_time_ns: u64) -> Self {
+        Self { call: host_monotonic().saturating_add(max_call_time_ns), ..self }
+    }
+
+    /// The result where the caller's time is over before there is one: none at all, if its run is.
+    fn end_of_caller(self) -> Option<i64> {
+        (self.caller >= self.call).then(|| failure(Errno::TIMEDOUT))
+    }
 }
 
 impl Remote for Shared {
     fn call(&self, caller: &GuestMemory, buffer: CallBuffer, kicker: &Kicker, deadline: u64) -> Option<i64> {
         self.counters.calls.fetch_add(1, Ordering::Relaxed);
-        let times = Times { call: host_monotonic().saturating_add(self.config.max_call_time_ns), caller: deadline };
+        let limit = self.config.max_call_time_ns;
+        let times = Times { call: host_monotonic().saturating_add(limit), caller: deadline };
         let value = match self.turn(times.nearest()) {
-            None if times.caller < times.call => None,
-            None => Some(failure(Errno::TIMEDOUT)),
-            Some(turn) => {
+            None => times.end_of_caller(),
+            Some((turn, waited)) => {
+                let times = if waited { times.begun_now(limit) } else { times };
                 let mut machine = lock(&self.machine);
                 let value = self.perform(&mut machine, caller, buffer, kicker, times);
                 let Machine { sandbox, watched: known, .. } = &mut *machine;
