@@ -54,7 +54,7 @@ pub(super) fn run(shared: &Shared, restart: bool) {
 
 /// Run the program for a turn.
 fn turn(shared: &Shared, kicker: &Kicker) -> Next {
-    let Some(turn) = shared.turns.take(u64::MAX, || ()) else { return Next::Again };
+    let Some(turn) = shared.turns.take(u64::MAX, || false) else { return Next::Again };
     let mut machine = lock(&shared.machine);
     let Machine { sandbox: Some(sandbox), detached, .. } = &mut *machine else { return Next::Start };
     let limit = detached.map(|detached| detached.limit);

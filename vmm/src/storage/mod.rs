@@ -298,7 +298,7 @@ impl Shared {
 
     fn install(&self, sandbox: Sandbox) {
         self.counters.starts.fetch_add(1, Ordering::Relaxed);
-        let turn = self.turns.take(u64::MAX, || ());
+        let turn = self.turns.take(u64::MAX, || false);
         let mut machine = lock(&self.machine);
         *machine = Machine { sandbox: Some(Box::new(sandbox)), ..Machine::default() };
         drop(machine);
@@ -312,12 +312,11 @@ impl Shared {
         let turn = self.turns.take(until, || {
             waited = true;
             self.waiting.fetch_add(1, Ordering::SeqCst);
-            if self.background_runs.load(Ordering::SeqCst)
-                && let Some(kick) = lock(&self.background).as_ref()
-            {
-                self.counters.kicks.fetch_add(1, Ordering::Relaxed);
-                kick.kick();
+            if !self.background_runs.load(Ordering::SeqCst) {
+                return false;
             }
+            self.counters.kicks.fetch_add(1, Ordering::Relaxed);
+            lock(&self.background).as_ref().inspect(|kick| kick.kick()).is_some()
         });
         if waited {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
