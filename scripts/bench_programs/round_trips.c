@@ -12,6 +12,7 @@
  *   unix    SIZE bytes to `round_trips echo` and back, over one connection; PEER is its number in /tmp/round-trips-PEER
  *   kept    GET of Redis with a value of SIZE bytes over one connection; PEER is its port
  *   new     the same with a new connection each time
+ *   copy    no round trip: SIZE bytes copied elsewhere in memory and back, what copying costs at least
  *
  * PAUSE is the time before each round trip, microseconds. The answer is the time of each round trip, nanoseconds, as 32-bit
  * numbers in the machine's byte order. The first hundredth of them, and at least ten, are made but not reported.
@@ -101,6 +102,16 @@ static void get(const struct peer *peer)
     must(memcmp(peer->buffer, head, whole) == 0, "GET of a value of that size");
 }
 
+static void copy(const struct peer *peer)
+{
+    static char elsewhere[SIZE_MAX_BYTES] __attribute__((aligned(4096)));
+    memcpy(elsewhere, peer->buffer, peer->plan->size);
+    /* Neither copy may be left out. */
+    __asm__ volatile("" : : "r"(elsewhere) : "memory");
+    memcpy(peer->buffer, elsewhere, peer->plan->size);
+    __asm__ volatile("" : : "r"(peer->buffer) : "memory");
+}
+
 static void call(const struct peer *peer)
 {
     ssize_t result = kvmserverguest_remote_resume(peer->buffer, (ssize_t)peer->plan->size);
@@ -150,6 +161,8 @@ static uint32_t *measure(const struct plan *plan)
         round_trip = get, peer.fd = connect_redis(plan->peer);
     if (strcmp(plan->kind, "new") == 0)
         round_trip = get_anew;
+    if (strcmp(plan->kind, "copy") == 0)
+        round_trip = copy;
     must(round_trip != NULL, "find that kind");
     for (unsigned number = 0; number < first + plan->count; number++) {
         rest(plan->pause_us);

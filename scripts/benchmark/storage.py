@@ -2,10 +2,10 @@
 
 Rows: a call of the storage program with a copied buffer and with one in shared memory, of a storage program that
 computes all the time and has to be interrupted, and, as ordinary processes do it, a round trip over a unix socket, a
-GET of Redis over a kept connection, and one over a new connection; the Redis rows also from inside a request VM. Each
-with buffers (values) of several sizes, on an idle machine, and with one busy loop for each CPU. Times are taken in the
-calling program, around each round trip; all round trips of all rounds together give the percentiles, and rounds go
-through the rows in turn.
+GET of Redis over a kept connection, and one over a new connection; the Redis rows also from inside a request VM. Two
+copies of the bytes in memory are the least that a call with a copied buffer can take. Each with buffers (values) of
+several sizes, on an idle machine, and with one busy loop for each CPU. Times are taken in the calling program, around
+each round trip; all round trips of all rounds together give the percentiles, and rounds go through the rows in turn.
 
 "back to back" is one round trip after the other; "paused" has a sleep of 500 us before each, as a server that waits
 for its next request has: a program that never sleeps is one more busy loop to the scheduler.
@@ -56,6 +56,7 @@ ROWS = (
     Row("call", "call", "vm"),
     Row("call, shared buffer", "shared", "vm"),
     Row("call, program kicked", "call", "busy vm", SMALL),
+    Row("two copies in memory", "copy", "native"),
     Row("unix socket", "unix", "native"),
     Row("Redis GET, kept", "kept", "native"),
     Row("Redis GET, new", "new", "native", SMALL),

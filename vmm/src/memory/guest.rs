@@ -35,10 +35,18 @@ pub struct GuestMemory {
     written_max: Cell<u64>,
 }
 
-/// Bytes moved between two guests at once: what is to be zeroed behind is still in the processor's nearest cache.
-const TRANSFER_PIECE: u64 = 16 << 10;
 /// Host writes are counted after each piece of this many bytes.
 const PIECE: usize = 1 << 20;
+/// Bytes copied between two guests at once: few enough pages for the processor to look for their translations together.
+const TRANSFER_PIECE: u64 = 16 << 10;
+
+/// Start and length of the pieces of a copy.
+fn pieces(length: u64) -> impl DoubleEndedIterator<Item = (u64, u64)> {
+    (0..length.div_ceil(TRANSFER_PIECE)).map(move |piece| {
+        let start = piece * TRANSFER_PIECE;
+        (start, TRANSFER_PIECE.min(length - start))
+    })
+}
 
 // SAFETY: the pointer is to a reservation that belongs to this value's owner alone; it has no thread affinity.
 unsafe impl Send for GuestMemory {}
@@ -165,38 +173,43 @@ impl GuestMemory {
         if unsafe { access::zero(to, length) } == length { Ok(()) } else { Err(Errno::FAULT) }
     }
 
-    /// Copy bytes of another guest here.
+    /// Copy bytes of another guest to memory that no reset restores: the pages do not count as written.
     ///
     /// # Errors
     ///
     /// EFAULT where any byte cannot be read there or written here; a part may have been copied.
-    pub fn copy_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
-        (0..length.div_ceil(TRANSFER_PIECE)).try_for_each(|piece| self.copy_piece(to, other, from, piece, length))
+    pub fn copy_unrecorded_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
+        pieces(length).try_for_each(
+            |(start, length)| {
+                if self.copy_piece(to, other, from, start, length)? == length { Ok(()) } else { Err(Errno::FAULT) }
+            },
+        )
     }
 
-    /// As [`GuestMemory::copy_from`], from the end to the start: of what was copied the other way just before, the end is still in
+    /// Copy bytes of another guest here, from the end to the start: of what was copied the other way just before, the end is still in
     /// the processor's cache, and the start will be when the next call comes.
     ///
     /// # Errors
     ///
-    /// As for [`GuestMemory::copy_from`].
+    /// As for [`GuestMemory::copy_unrecorded_from`].
     pub fn copy_back_from(&self, to: u64, other: &Self, from: u64, length: u64) -> Result<(), Errno> {
-        (0..length.div_ceil(TRANSFER_PIECE)).rev().try_for_each(|piece| self.copy_piece(to, other, from, piece, length))
+        pieces(length).rev().try_for_each(|(start, length)| {
+            let copied = self.copy_piece(to, other, from, start, length)?;
+            self.dirty.borrow_mut().insert_range(to + start, copied);
+            if copied == length && !self.is_over() { Ok(()) } else { Err(Errno::FAULT) }
+        })
     }
 
-    /// One piece of a copy.
-    fn copy_piece(&self, to: u64, other: &Self, from: u64, piece: u64, length: u64) -> Result<(), Errno> {
-        let at = piece * TRANSFER_PIECE;
-        let length = TRANSFER_PIECE.min(length - at);
-        let (to, from) = (to.checked_add(at).ok_or(Errno::FAULT)?, from.checked_add(at).ok_or(Errno::FAULT)?);
+    /// The `length` bytes at `start` of a copy; how many were copied.
+    fn copy_piece(&self, to: u64, other: &Self, from: u64, start: u64, length: u64) -> Result<u64, Errno> {
+        let (to, from) = (to.checked_add(start).ok_or(Errno::FAULT)?, from.checked_add(start).ok_or(Errno::FAULT)?);
         let (target, source) = (self.host_address(to, length)?, other.host_address(from, length)?);
+        let length = usize::try_from(length).map_err(|_| Errno::FAULT)?;
         // The exit has forgotten all translations; let the processor look for several at a time.
-        access::prefetch_pages(target, length as usize);
-        access::prefetch_pages(source, length as usize);
+        access::prefetch_pages(target, length);
+        access::prefetch_pages(source, length);
         // SAFETY: both pointers are inside their reservations for the whole length, and the reservations are different.
-        let copied = unsafe { access::copy(target, source, length as usize) };
-        self.dirty.borrow_mut().insert_range(to, copied as u64);
-        if copied as u64 == length && !self.is_over() { Ok(()) } else { Err(Errno::FAULT) }
+        Ok(unsafe { access::copy(target, source, length) } as u64)
     }
 
     /// The guest moved `[from, from + length)` to `to`: what was written there is now written here.

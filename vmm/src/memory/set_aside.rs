@@ -108,6 +108,15 @@ impl AddressSpace {
         self.mirror.advise_large_pages(address, bytes)
     }
 
+    /// Zero `length` bytes of the window from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// EFAULT; never, as a guest cannot unmap the window.
+    pub fn clear_window(&self, offset: u64, length: u64) -> Result<(), Errno> {
+        self.memory().zero_unrecorded(self.aside() + offset, length)
+    }
+
     /// Map a shared area at an address that is set aside.
     ///
     /// # Errors

@@ -224,7 +224,7 @@ impl Sandbox {
                 let window = self.space.aside();
                 // Whatever becomes of it, a part may have been copied that the program is not to see.
                 self.window_used = self.window_used.max(length);
-                self.space.memory().copy_from(window, caller, address, length).map_err(|_| Errno::INVAL)?;
+                self.space.memory().copy_unrecorded_from(window, caller, address, length).map_err(|_| Errno::INVAL)?;
                 self.clear_window(length)?;
                 (window, length)
             }
@@ -293,7 +293,7 @@ impl Sandbox {
         let used = std::mem::take(&mut self.window_used);
         match used.checked_sub(kept) {
             None | Some(0) => Ok(()),
-            Some(length) => self.space.memory().write_zeros(self.space.aside() + kept, length),
+            Some(length) => self.space.clear_window(kept, length),
         }
     }
 

@@ -101,7 +101,14 @@ mod tests {
         let (turns, order) = (Turns::default(), Mutex::new(Vec::new()));
         let urged = AtomicBool::new(false);
         let first = turns.take(u64::MAX, || false).unwrap();
-        assert!(turns.take(host_monotonic() + 1_000_000, || { urged.store(true, Ordering::Release); true }).is_none());
+        assert!(
+            turns
+                .take(host_monotonic() + 1_000_000, || {
+                    urged.store(true, Ordering::Release);
+                    true
+                })
+                .is_none()
+        );
         assert!(urged.load(Ordering::Acquire));
         std::thread::scope(|scope| {
             for number in 0..4 {
