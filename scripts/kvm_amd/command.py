@@ -25,8 +25,11 @@ TIME_LIMIT, FAILED = 124, 125
 ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
     "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games",
     "KVMSERVER_TEST_GUESTS": f"/usr/local/{project.GUESTS_AT}",
+    # For the crate's test programs, which cargo sets it for: see docs/kvm.md.
+    "CARGO_MANIFEST_DIR": f"/usr/local/{project.TREE_AT}/vmm",
 }
 
 

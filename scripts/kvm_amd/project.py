@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 # What the wheel is made of.
 WHEEL_SOURCES = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "README.md", "LICENSE*", "vmm", "kvmserver", "guestlib")
 # What is there as files. The documentation is read by tests.
-TREE = ("pyproject.toml", "README.md", "tests", "scripts", "guestlib", "docs", "kvmserver")
+TREE = ("pyproject.toml", "README.md", "tests", "scripts", "guestlib", "docs", "kvmserver", "vmm/Cargo.toml")
 GUEST_SOURCES = ("tests/guests", "tests/harness.py", "guestlib")
 # Of the test dependencies: linters and Deno (200 MB) stay outside.
 TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis")

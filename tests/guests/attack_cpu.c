@@ -142,6 +142,14 @@ static void x87_divide(void)
     unsigned short control = 0x37b;
     __asm__ volatile("fninit; fldcw %0; fld1; fldz; fdivrp; fwait; fninit" : : "m"(control));
 }
+/* In several: a C library's string functions use one or the other (strcmp for AVX2 clears XMM15), depending on the processor. */
+static void vector_register(void)
+{
+    __asm__ volatile("pcmpeqd %%xmm11, %%xmm11; pcmpeqd %%xmm12, %%xmm12; pcmpeqd %%xmm13, %%xmm13; pcmpeqd %%xmm14, %%xmm14"
+                     :
+                     :
+                     : "xmm11", "xmm12", "xmm13", "xmm14");
+}
 static void gather(void)
 {
     char *page = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -228,6 +236,7 @@ static const struct {
     {"/flags-over-a-call", flags_over_a_call},
     {"/sse-divide", sse_divide},
     {"/x87-divide", x87_divide},
+    {"/vector-register", vector_register},
     {"/gather", gather},
     {"/copy-over-the-edge", copy_over_the_edge},
     {"/run-data", run_data},

@@ -49,8 +49,8 @@ impl Sandbox {
             self.counters.remapped_ranges = self.space.restore_mappings()? as u64;
         }
         if skip == Skip::Page {
-            let last = self.space.memory().dirty().pages().last().copied();
-            self.space.memory().dirty_mut().retain(|page| Some(page) != last.map(u64::from));
+            let forgotten = self.last_changed_page()?;
+            self.space.memory().dirty_mut().retain(|page| Some(page) != forgotten);
         }
         if let Some(side) = &self.caller {
             self.space.clear_shared(side.address, &side.area)?;

@@ -86,6 +86,21 @@ impl Sandbox {
         }
     }
 
+    /// Of the pages that were written, the last whose content is another than the snapshot's: a program may write what is there.
+    pub(super) fn last_changed_page(&self) -> Result<Option<u64>, Errno> {
+        let Some(image) = self.space.image() else { return Ok(None) };
+        let (mut now, mut then) = ([0; PAGE as usize], [0; PAGE as usize]);
+        for page in self.space.memory().dirty().pages().iter().rev().map(|&page| u64::from(page)) {
+            let Some(vma) = self.space.vmas().find(page * PAGE).filter(|vma| !vma.protection.is_empty()) else { continue };
+            self.space.memory().read_bytes(page * PAGE, &mut now)?;
+            pristine(image, vma, page * PAGE, &mut then)?;
+            if now != then {
+                return Ok(Some(page));
+            }
+        }
+        Ok(None)
+    }
+
     fn verify_mappings(&self) -> Result<(), Mismatch> {
         let Some(image) = self.space.image() else { return Ok(()) };
         let describe = |vma: &Vma| {

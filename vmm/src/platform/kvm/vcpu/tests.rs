@@ -87,14 +87,17 @@ fn an_endless_loop_is_kicked_and_goes_on() {
     let mut vm = Vm::new(&space, false).unwrap();
     let kicker = vm.kicker().unwrap();
     start(&mut vm, code, 0);
-    let mut last = 0;
-    for _ in 0..5 {
-        kicker.arm(crate::linux::clock::host_monotonic() + 3_000_000);
+    let (mut last, mut progress) = (0, 0);
+    // A kick may come before the first instruction, on a slow host more often than not.
+    for round in 1..=10 {
+        kicker.arm(crate::linux::clock::host_monotonic() + round * 3_000_000);
         assert_eq!(vm.run(&mut space).unwrap(), Exit::Kicked);
         vm.clear_kick();
-        assert!(vm.state().registers.rbx > last);
+        assert!(vm.state().registers.rbx >= last, "it began anew");
+        progress += u32::from(vm.state().registers.rbx > last);
         last = vm.state().registers.rbx;
     }
+    assert!(progress > 1, "{progress} runs that came anywhere");
 }
 
 #[test]
