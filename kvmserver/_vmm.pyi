@@ -18,7 +18,15 @@ class VmmError(Exception):
     """
 
 def probe() -> str:
-    """What the KVM of this machine can do, as JSON: ``{"api_version": 12, "kind": "kvm_pvm", ...}``.
+    """What the KVM of this machine can do, as JSON: ``{"api_version": 12, "kind": "kvm_pvm", ..., "exit_ns": 28000}``.
+
+    That is ``Capabilities`` of vmm/src/platform/kvm/probe.rs, and the measured cost of an exit, nanoseconds.
+
+    Raises VmmError of kind ``"kvm"`` where ``/dev/kvm`` is missing or may not be opened.
+    """
+
+def kvm_fallbacks() -> list[str]:
+    """Names of the features that this KVM lacks and that something slower is done for (keys of fallbacks.SENTENCES).
 
     Raises VmmError of kind ``"kvm"`` where ``/dev/kvm`` is missing or may not be opened.
     """

@@ -5,6 +5,7 @@ recommended never makes the exit code 1.
 """
 
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -18,20 +19,22 @@ from typing import Any
 
 import psutil
 
-from kvmserver import machine
+from kvmserver import fallbacks, machine
 
 APT_LINE = (
     "apt-get install -y --no-install-recommends python3 python3-pip python3-venv gcc libc6-dev curl ca-certificates"
 )
 
-KERNEL_NEEDED = (6, 1)
+KERNEL_NEEDED = (5, 15)
 # PAGEMAP_SCAN, which --verify-reset and the snapshot of a relocated program use, came with this kernel.
 KERNEL_WITH_PAGEMAP_SCAN = (6, 7)
 MEMORY_RECOMMENDED_BYTES = 512 << 20
 MAP_COUNT_NEEDED = 32 * 300 + 2000
 OPEN_FILES_RECOMMENDED = 4096
 KVM_API_VERSION = 12
-KVM_NEEDED = ("dirty_ring", "sync_registers", "immediate_exit")
+KVM_NEEDED = ("immediate_exit",)
+# An exit that takes longer is not one of hardware virtualization.
+SLOW_EXIT_NS = 10_000
 
 _NR_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -68,18 +71,37 @@ def check_kvm_device() -> Result:
     return Result("/dev/kvm", not problem, problem or "can be opened", hint)
 
 
-def check_kvm_features() -> Result:
-    """What the data plane finds when it asks KVM."""
+@functools.cache
+def probe_kvm() -> dict[str, Any] | Result:
+    """What the data plane finds when it asks KVM, or why it cannot ask."""
     try:
         from kvmserver import _vmm
     except ImportError as error:
         return Result("KVM features", False, f"the extension is not installed: {error}", "pip install .")
     try:
-        found = json.loads(_vmm.probe())
+        found: dict[str, Any] = json.loads(_vmm.probe())
     except _vmm.VmmError as error:
         message, hint = (*(str(part) for part in error.args[1:3]), "", "")[:2]
         return Result("KVM features", False, message or str(error), hint)
-    return judge_kvm(found)
+    return found
+
+
+def check_kvm_features() -> Result:
+    """All that this program needs of KVM."""
+    found = probe_kvm()
+    return found if isinstance(found, Result) else judge_kvm(found)
+
+
+def check_kvm_replacements() -> Result:
+    """Nothing of KVM has to be replaced by something slower."""
+    found = probe_kvm()
+    return judge_replacements({} if isinstance(found, Result) else found)
+
+
+def check_kvm_speed() -> Result:
+    """What kind of KVM this is, by what it does and not by its name, and what an exit costs."""
+    found = probe_kvm()
+    return judge_speed({} if isinstance(found, Result) else found)
 
 
 def judge_kvm(found: dict[str, Any]) -> Result:
@@ -93,6 +115,32 @@ def judge_kvm(found: dict[str, Any]) -> Result:
         return Result("KVM features", False, f"missing: {', '.join(missing)}", "use a newer kernel")
     facts = [f"{name} {_word(value)}" for name, value in found.items() if name not in ("api_version", *KVM_NEEDED)]
     return Result("KVM features", True, ", ".join(facts) or "all that are needed")
+
+
+def judge_replacements(found: dict[str, Any]) -> Result:
+    """Which features are absent that there is another way for."""
+    missing = [name for name in fallbacks.SENTENCES if not found.get(name)]
+    advice = "; ".join(fallbacks.SENTENCES[name] for name in missing)
+    return Result(
+        "KVM at full speed", not missing, f"without {', '.join(missing)}" if missing else "yes", advice, False
+    )
+
+
+def judge_speed(found: dict[str, Any]) -> Result:
+    """A sentence on the kind of KVM."""
+    exit_ns = found.get("exit_ns")
+    if exit_ns is None:
+        return Result("kind of KVM", False, "unknown", "see the lines above", needed=False)
+    cost = f"an exit costs {exit_ns / 1000:.1f} us"
+    if found.get("entry") == "user_mode":
+        detail = f"without hardware virtualization ({found.get('kind')}): user code runs at full speed, and {cost}"
+        advice = "expect a request to cost several times what it would on a machine with kvm_intel or kvm_amd"
+        return Result("kind of KVM", False, detail, advice, needed=False)
+    detail = f"hardware virtualization ({found.get('kind')}), and {cost}"
+    if exit_ns < SLOW_EXIT_NS:
+        return Result("kind of KVM", True, f"{detail}: full speed", needed=False)
+    advice = "that is nested or emulated, and requests cost in proportion: use a machine of its own for speed"
+    return Result("kind of KVM", False, detail, advice, needed=False)
 
 
 def _word(value: object) -> str:
@@ -110,8 +158,8 @@ def check_kernel() -> Result:
 def check_pagemap_scan() -> Result:
     """The PAGEMAP_SCAN ioctl, tried on ourselves with an empty range."""
     ok = _kernel_version(platform.release()) >= KERNEL_WITH_PAGEMAP_SCAN and _has_pagemap_scan()
-    advice = "" if ok else "use Linux 6.7 or newer"
-    return Result("PAGEMAP_SCAN", ok, "available" if ok else "not available", advice)
+    advice = "" if ok else "--verify-reset reads page maps instead, which is slower: use Linux 6.7 or newer"
+    return Result("PAGEMAP_SCAN", ok, "available" if ok else "not available", advice, needed=False)
 
 
 def check_landlock() -> Result:
@@ -178,6 +226,8 @@ CHECKS: tuple[Callable[[], Result], ...] = (
     check_kernel,
     check_kvm_device,
     check_kvm_features,
+    check_kvm_replacements,
+    check_kvm_speed,
     check_pagemap_scan,
     check_landlock,
     check_memory,
@@ -206,7 +256,9 @@ def run(as_json: bool) -> int:
     results = examine()
     healthy = all(result.ok or not result.needed for result in results)
     if as_json:
-        print(json.dumps({"ok": healthy, "checks": [asdict(result) for result in results]}, indent=2))
+        found = probe_kvm()
+        kvm = None if isinstance(found, Result) else found
+        print(json.dumps({"ok": healthy, "kvm": kvm, "checks": [asdict(result) for result in results]}, indent=2))
     else:
         _print_table(results)
     return 0 if healthy else 1

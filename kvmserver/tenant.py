@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from kvmserver import _vmm, channel, errors, lifeline, run_end, warmup
+from kvmserver import _vmm, channel, errors, fallbacks, lifeline, run_end, warmup
 from kvmserver.channel import Channel, Message
 from kvmserver.errors import KvmserverError, StartError
 from kvmserver.run_end import Ended, RunEnd
@@ -43,6 +43,8 @@ class Tenant:
         if self._storage is not None:
             self._storage.boot(self._control)
         sandbox = self._load()
+        for warning in fallbacks.warnings(_vmm.kvm_fallbacks()):
+            self._control.send({"event": "log", "level": "warning", "message": warning})
         ended = self._boot(sandbox)
         if ended is not None:
             self._control.send({"event": "ended", "exit_code": ended.exit_code, "message": ended.message})

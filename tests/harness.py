@@ -334,10 +334,11 @@ def open_descriptors(service: Service) -> int:
 
 
 class Kvmserver:
-    """The installed command."""
+    """The installed command, run in a clean environment with ``environment`` added."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str] | None = None) -> None:
         self._directory = directory
+        self._environment = environment or {}
         self._count = 0
         self.services: list[Service] = []
         script = Path(sysconfig.get_path("scripts")) / "kvmserver"
@@ -359,7 +360,7 @@ class Kvmserver:
             input=stdin,
             capture_output=True,
             timeout=timeout_s,
-            env=clean_environment(environment),
+            env=clean_environment(self._environment | (environment or {})),
             cwd=cwd or self._directory,
         )
 
@@ -367,7 +368,9 @@ class Kvmserver:
         """Start the command and wait for nothing."""
         self._count += 1
         directory = self._directory / f"service-{self._count}"
-        service = Service([self.script, *words], directory, clean_environment(environment), port)
+        service = Service(
+            [self.script, *words], directory, clean_environment(self._environment | (environment or {})), port
+        )
         self.services.append(service)
         return service
 

@@ -52,10 +52,10 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize(("family", "flavour"), CASES)
-def test_guest_prints_the_same_claims_as_native(
+def check_claims(
     family: str, flavour: str, guests: Guests, kvmserver: Kvmserver, peers: EchoPeers, scratch: Path
 ) -> None:
+    """The program of claims passes natively, and says the same in a guest."""
     program = guests.c(f"conform_{family}", flavour)
     native = run_natively(program, arguments(family, scratch / "native", peers))
     assert not failed(native.stdout), f"native Linux fails the claims:\n{native.stdout}{native.stderr}"
@@ -66,3 +66,10 @@ def test_guest_prints_the_same_claims_as_native(
     assert not problems, f"{problems}\n{guest.stderr.decode(errors='replace')[-3000:]}"
     assert output.splitlines() == native.stdout.splitlines(), guest.stderr.decode(errors="replace")[-3000:]
     assert guest.returncode == 0
+
+
+@pytest.mark.parametrize(("family", "flavour"), CASES)
+def test_guest_prints_the_same_claims_as_native(
+    family: str, flavour: str, guests: Guests, kvmserver: Kvmserver, peers: EchoPeers, scratch: Path
+) -> None:
+    check_claims(family, flavour, guests, kvmserver, peers, scratch)

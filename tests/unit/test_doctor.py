@@ -28,13 +28,35 @@ def test_a_check_that_fails_in_itself_is_reported() -> None:
 
 
 def test_missing_capabilities_are_named() -> None:
-    needed = {"api_version": 12, "dirty_ring": True, "sync_registers": True, "immediate_exit": True}
+    needed = {"api_version": 12, "immediate_exit": True}
     assert doctor.judge_kvm(needed).ok
     facts = doctor.judge_kvm({**needed, "kind": "kvm_amd", "memory_fault_info": False, "memslots": 9})
     assert facts == Result("KVM features", True, "kind kvm_amd, memory_fault_info no, memslots 9")
-    assert doctor.judge_kvm({**needed, "dirty_ring": False}).detail == "missing: dirty_ring"
-    assert doctor.judge_kvm({"api_version": 12}).detail == "missing: dirty_ring, sync_registers, immediate_exit"
+    assert doctor.judge_kvm({"api_version": 12}).detail == "missing: immediate_exit"
     assert not doctor.judge_kvm({**needed, "api_version": 11}).ok
+
+
+def test_what_can_be_replaced_is_a_warning() -> None:
+    whole = {"dirty_ring": True, "sync_registers": True}
+    assert doctor.judge_replacements(whole).ok
+    result = doctor.judge_replacements({**whole, "dirty_ring": False})
+    assert (result.ok, result.needed, result.detail) == (False, False, "without dirty_ring")
+    assert "bitmap" in result.advice
+
+
+@pytest.mark.parametrize(
+    ("entry", "exit_ns", "ok", "says"),
+    [
+        ("user_mode", 28_000, False, "without hardware virtualization (x): user code runs at full speed, and an exit"),
+        ("supervisor_mode", 1_200, True, "hardware virtualization (x), and an exit costs 1.2 us: full speed"),
+        ("supervisor_mode", 40_000, False, "hardware virtualization (x), and an exit costs 40.0 us"),
+    ],
+)
+def test_the_kind_of_kvm_is_a_sentence(entry: str, exit_ns: int, ok: bool, says: str) -> None:
+    result = doctor.judge_speed({"entry": entry, "exit_ns": exit_ns, "kind": "x"})
+    assert (result.ok, result.needed) == (ok, False)
+    assert result.detail.startswith(says)
+    assert bool(result.advice) is not ok
 
 
 def test_a_kvm_that_cannot_be_probed_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +70,7 @@ def test_a_kvm_that_cannot_be_probed_says_why(monkeypatch: pytest.MonkeyPatch) -
     module.__dict__.update(VmmError=VmmError, probe=probe)
     monkeypatch.setitem(sys.modules, "kvmserver._vmm", module)
     monkeypatch.setattr("kvmserver._vmm", module, raising=False)
+    doctor.probe_kvm.cache_clear()
     assert doctor.check_kvm_features() == Result("KVM features", False, "cannot open /dev/kvm", "load the module")
 
 

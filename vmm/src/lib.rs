@@ -26,3 +26,4 @@ pub mod sandbox;
 pub mod serve;
 pub mod stats;
 pub mod storage;
+pub mod withheld;

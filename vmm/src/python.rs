@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::config::{SandboxConfig, ServeConfig, StorageConfig};
 use crate::linux::clock::host_monotonic;
-use crate::platform::kvm::Host;
+use crate::platform::kvm::{Capabilities, Host, exit_cost_ns};
 use crate::sandbox::{self, LoadSandboxError, RunEnd};
 use crate::{serve, storage};
 
@@ -253,8 +253,27 @@ impl Storage {
 
 #[pyfunction]
 fn probe() -> PyResult<String> {
+    #[derive(serde::Serialize)]
+    struct Report<'a> {
+        #[serde(flatten)]
+        capabilities: &'a Capabilities,
+        exit_ns: u64,
+    }
+    let failed = |failure| error("kvm", failure, KVM_HINT);
+    let host = Host::get().map_err(failed)?;
+    let report = Report { capabilities: host.capabilities(), exit_ns: exit_cost_ns(host).map_err(failed)? };
+    Ok(serde_json::to_string(&report).unwrap_or_default())
+}
+
+#[pyfunction]
+fn kvm_fallbacks() -> PyResult<Vec<&'static str>> {
     let host = Host::get().map_err(|failure| error("kvm", failure, KVM_HINT))?;
-    Ok(serde_json::to_string(host.capabilities()).unwrap_or_default())
+    let Capabilities { dirty_ring, sync_registers, .. } = host.capabilities();
+    Ok([("dirty_ring", dirty_ring), ("sync_registers", sync_registers)]
+        .into_iter()
+        .filter(|(_, has)| !**has)
+        .map(|(name, _)| name)
+        .collect())
 }
 
 #[pyfunction]
@@ -275,6 +294,7 @@ fn _vmm(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Snapshot>()?;
     module.add_class::<Storage>()?;
     module.add_function(wrap_pyfunction!(probe, module)?)?;
+    module.add_function(wrap_pyfunction!(kvm_fallbacks, module)?)?;
     module.add_function(wrap_pyfunction!(guest_files, module)?)?;
     module.add_function(wrap_pyfunction!(syscall_table, module)?)
 }

@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::limits::PAGE;
+use crate::withheld::Feature;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -100,6 +101,9 @@ impl Pagemap {
     }
 
     fn scan_by_ioctl(&self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
+        if Feature::PagemapScan.is_withheld() {
+            return Err(Errno::NOTTY);
+        }
         let mut found = Vec::new();
         let mut regions = vec![PageRegion::default(); 512];
         let mut at = start;

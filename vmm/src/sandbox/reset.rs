@@ -38,13 +38,14 @@ impl Sandbox {
     pub(super) fn reset_except(&mut self, limit: u64, skip: Skip) -> Result<(), Errno> {
         let Some(frozen) = self.frozen.clone() else { return Ok(()) };
         let before = host_monotonic();
-        self.vm.harvest(&self.space);
+        self.vm.harvest(&self.space)?;
         self.counters.dirty_pages = self.space.memory().dirty().pages().len() as u64;
         let keep = self.counters.dirty_pages.saturating_mul(PAGE) <= limit;
         let plan = self.hot.observe(self.space.memory().dirty().pages(), keep);
-        if plan == Plan::Relearn || self.vm.ring_is_filling() {
-            self.vm.rearm(&self.space);
+        if plan == Plan::Relearn {
+            self.vm.rearm(&self.space)?;
         }
+        self.vm.rearm_if_filling(&self.space)?;
         if skip != Skip::Mapping {
             self.counters.remapped_ranges = self.space.restore_mappings()? as u64;
         }

@@ -189,9 +189,8 @@ impl Sandbox {
                 self.vm.clear_kick();
                 self.kernel.fire_timers(self.kernel.clock.monotonic());
                 self.kernel.wake_sleepers(self.kernel.clock.monotonic());
-                self.vm.harvest(&self.space);
-                if self.vm.ring_is_filling() {
-                    self.vm.rearm(&self.space);
+                if let Err(errno) = self.vm.harvest(&self.space).and_then(|()| self.vm.rearm_if_filling(&self.space)) {
+                    return Some(Pause::Ended(self.broken("see what was written", errno)));
                 }
             }
         }

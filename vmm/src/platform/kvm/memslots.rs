@@ -51,8 +51,7 @@ impl Memslots {
                 slot,
                 flags: if self.log_dirty { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
                 guest_phys_addr: address,
-                // The last one ends with the reservation.
-                memory_size: SLOT_BYTES.min(self.space.saturating_sub(address)),
+                memory_size: self.bytes_at(address),
                 userspace_addr: host_base + address,
             };
             // SAFETY: see the module's header.
@@ -66,6 +65,16 @@ impl Memslots {
     /// How many slots there are besides the supervisor area's.
     pub(super) fn count(&self) -> usize {
         self.starts.len() - 1
+    }
+
+    /// Number, first address and bytes of every slot that is logged.
+    pub(super) fn logged(&self) -> impl Iterator<Item = (u32, u64, u64)> + '_ {
+        (0_u32..).zip(&self.starts).skip(1).map(|(slot, &start)| (slot, start, self.bytes_at(start)))
+    }
+
+    /// The last one ends with the reservation.
+    fn bytes_at(&self, address: u64) -> u64 {
+        SLOT_BYTES.min(self.space.saturating_sub(address))
     }
 
     /// The first address of a slot.

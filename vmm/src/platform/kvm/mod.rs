@@ -2,12 +2,14 @@
 
 mod area;
 mod cpu_state;
+mod dirty_log;
 mod dirty_ring;
 mod fault;
 mod kick;
 mod layout;
 mod memslots;
 mod probe;
+mod registers;
 mod segments;
 mod vcpu;
 
@@ -18,7 +20,7 @@ use kvm_ioctls::Kvm;
 
 pub use kick::{Kick, KickFlag, Kicker};
 pub use memslots::SLOT_BYTES;
-pub use probe::{Capabilities, EntryKind};
+pub use probe::{Capabilities, EntryKind, exit_cost_ns};
 pub use vcpu::Vm;
 
 /// Why KVM cannot be used.
@@ -27,6 +29,9 @@ pub enum OpenKvmError {
     /// The device is missing or may not be opened.
     #[error("cannot open /dev/kvm: {0}")]
     Device(rustix::io::Errno),
+    /// The environment names a feature to do without that is none.
+    #[error("cannot do without {0:?}, which {variable} names: it knows dirty-ring, sync-registers and pagemap-scan", variable = crate::withheld::VARIABLE)]
+    Withheld(String),
     /// The kernel's KVM lacks something that nothing can replace.
     #[error("this KVM lacks {0}")]
     Lacks(&'static str),

@@ -8,27 +8,22 @@
 //! UNSAFETY: the union of the kvm_run page holds `kvm_sync_regs` because the capability was checked at start; the page is
 //! mapped as long as the vCPU.
 
-use kvm_bindings::{
-    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_MMIO,
-    kvm_enable_cap, kvm_regs, kvm_sregs,
-};
-use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
+use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_MMIO, kvm_regs, kvm_sregs};
+use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::io::Errno;
 
 use super::area::Area;
-use super::dirty_ring::{self, DirtyRing};
+use super::dirty_log::DirtyLog;
 use super::kick::{KickFlag, Kicker};
 use super::layout::{PORT_EDITED, PORT_EXCEPTION, PORT_SYSTEM_CALL, SPACE_MAX};
 use super::memslots::Memslots;
-use super::probe::CAP_DIRTY_LOG_RING;
+use super::registers::RegisterAccess;
 use super::{Host, OpenKvmError, cpu_state, fault, segments};
 use crate::cpu::Registers;
-use crate::limits::{BLOCK, PAGE};
+use crate::limits::BLOCK;
 use crate::memory::{AddressSpace, BlockUse};
 use crate::platform::{Exception, Exit};
 
-/// `KVM_RESET_DIRTY_RINGS`, `_IO(KVMIO, 0xc7)`.
-const KVM_RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
 /// Vectors that push an error code.
 const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
 
@@ -63,7 +58,8 @@ enum Stopped {
 #[derive(Debug)]
 pub struct Vm {
     vcpu: VcpuFd,
-    ring: Option<DirtyRing>,
+    dirty_log: DirtyLog,
+    access: RegisterAccess,
     vm: VmFd,
     slots: Memslots,
     area: Area,
@@ -92,25 +88,27 @@ impl Vm {
             return Err(OpenKvmError::Lacks("room for an address space of more than 480 GiB"));
         }
         let vm = host.kvm.create_vm().map_err(OpenKvmError::ioctl("create a VM"))?;
-        if log_dirty {
-            let enable = |cap| vm.enable_cap(&kvm_enable_cap { cap, args: [dirty_ring::BYTES, 0, 0, 0], ..kvm_enable_cap::default() });
-            enable(KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
-                .or_else(|_| enable(CAP_DIRTY_LOG_RING))
-                .map_err(OpenKvmError::ioctl("enable the dirty ring"))?;
+        let with_ring = log_dirty && host.capabilities.dirty_ring;
+        if with_ring {
+            DirtyLog::enable_ring(&vm)?;
         }
         let area = Area::new(space.size(), host.capabilities.entry).map_err(system("map the supervisor area"))?;
         let slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), space.size(), log_dirty)
             .map_err(system("add a memslot"))?;
         let mut vcpu = vm.create_vcpu(0).map_err(OpenKvmError::ioctl("create a vCPU"))?;
         let sregs = cpu_state::initialise(&vcpu, &host.cpuid, host.xcr0, &area, Some(host_tsc())).map_err(system("set up a vCPU"))?;
-        let ring = if log_dirty { Some(DirtyRing::map(&vcpu).map_err(system("map the dirty ring"))?) } else { None };
-        vcpu.set_sync_valid_reg(SyncReg::Register);
-        vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
-        vcpu.sync_regs_mut().sregs = sregs;
+        let dirty_log = match log_dirty {
+            false => DirtyLog::Off,
+            true if with_ring => DirtyLog::ring(&vcpu).map_err(system("map the dirty ring"))?,
+            true => DirtyLog::Bitmaps,
+        };
+        let access = if host.capabilities.sync_registers { RegisterAccess::Shared } else { RegisterAccess::Calls };
+        access.attach(&mut vcpu, sregs);
         let (state, loaded) = (UserState::default(), UserState::default());
         Ok(Self {
             vcpu,
-            ring,
+            dirty_log,
+            access,
             vm,
             slots,
             area,
@@ -191,7 +189,7 @@ impl Vm {
             return Ok(Exit::Exception(Exception { vector: GENERAL_PROTECTION, error_code: 0, address: 0 }));
         }
         loop {
-            self.load();
+            self.load()?;
             let run = self.vcpu.get_kvm_run();
             run.exit_reason = u32::MAX;
             let outcome = self.vcpu.run().map(|_| ()).map_err(|error| Errno::from_raw_os_error(error.errno()));
@@ -201,13 +199,8 @@ impl Vm {
         }
     }
 
-    fn sync(&mut self) -> (kvm_regs, kvm_sregs) {
-        let sync = self.vcpu.sync_regs_mut();
-        (sync.regs, sync.sregs)
-    }
-
     /// Hand over the user's state, in the cheapest way that the mode allows.
-    fn load(&mut self) {
+    fn load(&mut self) -> Result<(), Errno> {
         let UserState { mut registers, fs_base, gs_base } = self.state;
         registers.rflags = Registers::user_rflags(registers.rflags);
         let returns =
@@ -222,15 +215,14 @@ impl Vm {
             sregs_changed = true;
         }
         if returns || self.stale || self.stopped != Stopped::User || self.state.registers != self.loaded.registers {
-            self.vcpu.sync_regs_mut().regs = to_kvm(&registers);
-            self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+            self.access.put_general(&mut self.vcpu, to_kvm(&registers))?;
         }
         if sregs_changed {
             (self.sregs.fs.base, self.sregs.gs.base) = (fs_base, gs_base);
-            self.vcpu.sync_regs_mut().sregs = self.sregs;
-            self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+            self.access.put_special(&mut self.vcpu, self.sregs)?;
         }
         (self.stale, self.stale_segments) = (false, false);
+        Ok(())
     }
 
     /// Put the data segments back to those of a fresh process: a program can load selectors into them, which is a way to
@@ -256,7 +248,7 @@ impl Vm {
 
     /// What an exit means; `None` to run on.
     fn decode(&mut self, space: &AddressSpace, outcome: Result<(), Errno>) -> Result<Option<Exit>, Errno> {
-        let (regs, sregs) = self.sync();
+        let (regs, sregs) = self.access.take(&mut self.vcpu)?;
         self.sregs = sregs;
         let user_mode = sregs.cs.selector & 3 == 3;
         self.state = UserState { registers: from_kvm(&regs), fs_base: sregs.fs.base, gs_base: sregs.gs.base };
@@ -428,10 +420,8 @@ impl Vm {
         let mut sregs = self.sregs;
         (sregs.cs, sregs.ss) = cpu_state::supervisor_segments();
         loop {
-            self.vcpu.sync_regs_mut().regs = to_kvm(&registers);
-            self.vcpu.sync_regs_mut().sregs = sregs;
-            self.vcpu.set_sync_dirty_reg(SyncReg::Register);
-            self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+            self.access.put_general(&mut self.vcpu, to_kvm(&registers))?;
+            self.access.put_special(&mut self.vcpu, sregs)?;
             let run = self.vcpu.get_kvm_run();
             let kicked = std::mem::take(&mut run.immediate_exit);
             run.exit_reason = u32::MAX;
@@ -454,40 +444,38 @@ impl Vm {
                 _ => return Err(Errno::IO),
             }
         }
-        let (_, sregs) = self.sync();
+        let (_, sregs) = self.access.take(&mut self.vcpu)?;
         self.sregs = sregs;
         self.stopped = Stopped::Supervisor;
         Ok(())
     }
 
     /// Put the pages that the guest has written since the last harvest into the memory's dirty set.
-    pub fn harvest(&mut self, space: &AddressSpace) {
-        let Some(ring) = &mut self.ring else { return };
-        let (slots, mut dirty) = (&self.slots, space.memory().dirty_mut());
-        ring.harvest(|slot, offset| {
-            if slot != 0
-                && let Some(start) = slots.start(slot)
-            {
-                dirty.insert(start / PAGE + offset);
-            }
-        });
+    ///
+    /// # Errors
+    ///
+    /// What KVM says; never on a working one. Nothing is known of what was written, then.
+    pub fn harvest(&mut self, space: &AddressSpace) -> Result<(), Errno> {
+        self.dirty_log.harvest(&self.vm, &self.slots, space)
     }
 
-    /// Whether the ring should be re-armed soon, because it is running full.
-    #[must_use]
-    pub fn ring_is_filling(&self) -> bool {
-        self.ring.as_ref().is_some_and(|ring| ring.used() > dirty_ring::ENTRIES / 2)
+    /// [`Vm::rearm`] before the log of written pages is full.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::harvest`].
+    pub fn rearm_if_filling(&mut self, space: &AddressSpace) -> Result<(), Errno> {
+        if self.dirty_log.is_filling() { self.rearm(space) } else { Ok(()) }
     }
 
     /// Harvest, and let KVM report every page anew when it is written next. The pages stay in the dirty set.
-    pub fn rearm(&mut self, space: &AddressSpace) {
-        self.harvest(space);
-        if let Some(ring) = &mut self.ring {
-            ring.rearm();
-            use std::os::fd::AsRawFd;
-            // SAFETY: an ioctl without an argument on our VM.
-            unsafe { libc::ioctl(self.vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
-        }
+    ///
+    /// # Errors
+    ///
+    /// As for [`Vm::harvest`].
+    pub fn rearm(&mut self, space: &AddressSpace) -> Result<(), Errno> {
+        self.harvest(space)?;
+        self.dirty_log.rearm(&self.vm)
     }
 }
 

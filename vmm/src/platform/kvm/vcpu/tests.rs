@@ -1,6 +1,7 @@
 //! The platform alone: a few instructions in a guest without a kernel.
 
 use super::*;
+use crate::limits::PAGE;
 use crate::memory::{Backing, Keep, MapRequest, MemoryImage, Placement, Protection};
 use crate::platform::{FaultKind, MemoryFault};
 
@@ -115,7 +116,7 @@ fn a_fork_reports_the_pages_it_writes_and_keeps_the_snapshot_clean() {
             start(&mut vm, code, data + page * PAGE);
             assert_eq!(vm.run(&mut fork).unwrap(), Exit::SystemCall);
         }
-        vm.harvest(&fork);
+        vm.harvest(&fork).unwrap();
         let dirty: Vec<u32> = fork.memory().dirty().pages().to_vec();
         assert_eq!(
             dirty.iter().map(|&page| u64::from(page) - data / PAGE).collect::<std::collections::BTreeSet<_>>(),
@@ -126,7 +127,7 @@ fn a_fork_reports_the_pages_it_writes_and_keeps_the_snapshot_clean() {
         assert_eq!(fork.memory().read_vec(data, 6).unwrap(), b"frozen");
         assert_eq!(fork.memory().read_vec(data + 63 * PAGE, 1).unwrap(), [0]);
         if round % 10 == 0 {
-            vm.rearm(&fork);
+            vm.rearm(&fork).unwrap();
         }
     }
 }
