@@ -20,7 +20,7 @@ import subprocess
 import time
 from typing import Any
 
-__all__ = ["Sandbox", "Snapshot", "Storage", "VmmError", "__version__", "probe", "syscall_table"]
+__all__ = ["Sandbox", "Snapshot", "Storage", "VmmError", "__version__", "kvm_fallbacks", "probe", "syscall_table"]
 
 __version__ = "0.0.0"
 
@@ -38,6 +38,10 @@ class Panic(BaseException):
 
 def probe() -> str:
     return json.dumps({"api_version": 12, "kind": "pretended"})
+
+
+def kvm_fallbacks() -> list[str]:
+    return []
 
 
 def syscall_table() -> str:
