@@ -16,9 +16,6 @@ use super::probe::CAP_DIRTY_LOG_RING;
 use crate::limits::PAGE;
 use crate::memory::AddressSpace;
 
-/// `KVM_RESET_DIRTY_RINGS`, `_IO(KVMIO, 0xc7)`.
-const KVM_RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
-
 /// Where KVM tells of written pages.
 #[derive(Debug)]
 pub(super) enum DirtyLog {
@@ -77,12 +74,9 @@ impl DirtyLog {
 
     /// Let KVM report every page anew when it is written next.
     pub(super) fn rearm(&mut self, vm: &VmFd) -> Result<(), Errno> {
-        let Self::Ring(ring) = self else { return Ok(()) };
-        ring.rearm();
-        use std::os::fd::AsRawFd;
-        #[expect(unsafe_code, reason = "kvm-ioctls 0.25 does not have this ioctl")]
-        // SAFETY: an ioctl without an argument on our VM.
-        let result = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
-        if result < 0 { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)) } else { Ok(()) }
+        match self {
+            Self::Ring(ring) => ring.rearm(vm),
+            Self::Off | Self::Bitmaps => Ok(()),
+        }
     }
 }

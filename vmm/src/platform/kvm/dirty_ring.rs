@@ -2,7 +2,7 @@
 //! The dirty ring of a vCPU: KVM appends an entry for each page that the guest writes for the first time.
 //!
 //! Without a reset of the ring a page is reported once, until its mapping is dropped; [`DirtyRing::harvest`] therefore only
-//! reads, and the caller re-arms ([`DirtyRing::rearm`] and KVM_RESET_DIRTY_RINGS) when the ring is full or it wants to learn again.
+//! reads, and the caller re-arms ([`DirtyRing::rearm`]) when the ring is full or it wants to learn again.
 //!
 //! UNSAFETY: the mapping is made and unmapped here; entries are read and written with volatile accesses, flags with
 //! acquire/release order, as the protocol asks (Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING).
@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{KVM_DIRTY_LOG_PAGE_OFFSET, kvm_dirty_gfn};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -22,6 +22,9 @@ use crate::limits::PAGE;
 /// `KVM_DIRTY_GFN_F_DIRTY` and `KVM_DIRTY_GFN_F_RESET` (bindgen cannot translate their BIT() form).
 const KVM_DIRTY_GFN_F_DIRTY: u32 = 1;
 const KVM_DIRTY_GFN_F_RESET: u32 = 2;
+
+/// `KVM_RESET_DIRTY_RINGS`, `_IO(KVMIO, 0xc7)`.
+const KVM_RESET_DIRTY_RINGS: libc::c_ulong = 0xaec7;
 
 /// Entries of a ring, a power of two: 256 KiB of kernel memory a VM, and a request that writes 64 MiB fills it once.
 pub(super) const ENTRIES: usize = 16_384;
@@ -82,12 +85,15 @@ impl DirtyRing {
         }
     }
 
-    /// Give all harvested entries back; KVM_RESET_DIRTY_RINGS must follow.
-    pub(super) fn rearm(&mut self) {
+    /// Give all harvested entries back, so that their pages are reported anew when they are written next.
+    pub(super) fn rearm(&mut self, vm: &VmFd) -> Result<(), Errno> {
         while self.given < self.read {
             self.flags(self.given).store(KVM_DIRTY_GFN_F_RESET, Ordering::Release);
             self.given += 1;
         }
+        // SAFETY: an ioctl without an argument on a VM that is open as long as the borrow.
+        let result = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
+        if result < 0 { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)) } else { Ok(()) }
     }
 
     /// Entries in use.

@@ -1,12 +1,12 @@
-#![expect(unsafe_code, reason = "the register union in the shared kvm_run page")]
+#![expect(unsafe_code, reason = "the union of exits in the shared kvm_run page")]
 //! One VM with its one vCPU: run until an exit, registers in and out through the shared page, page-table entries, dirty pages.
 //!
 //! Invariants: `state` is what user mode sees, whatever mode the vCPU stopped in: after a system call RIP is behind the
 //! `syscall`. An RIP at our `out` is never saved. `exit_reason` is looked at only when KVM_RUN returned 0, and cleared before.
 //! RIP is always set explicitly before a run that follows an I/O exit.
 //!
-//! UNSAFETY: the union of the kvm_run page holds `kvm_sync_regs` because the capability was checked at start; the page is
-//! mapped as long as the vCPU.
+//! UNSAFETY: a member of the union is looked at only after `exit_reason` has said that it is the valid one; the page is mapped as
+//! long as the vCPU.
 
 use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_MMIO, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuFd, VmFd};
