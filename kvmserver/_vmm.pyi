@@ -123,8 +123,9 @@ class Snapshot:
 
         ``config`` is the JSON of a ServeConfig: ``{"threads": 2, "ephemeral": true, "verify_reset": false,
         "max_request_time_ns": ..., "max_request_memory": ..., "limit_request_memory": ..., "hot_pages": 1024,
-        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0, "prime": ["GET / HTTP/1.1..."],
-        "storage": null or what Storage is made of}``.
+        "drain_time_ns": 10000000000, "control_fd": 5, "worker": 0, "first_vm": 0, "prime": ["GET / HTTP/1.1..."],
+        "clients": a ClientConfig, "listen_fds": [], "storage": null or what Storage is made of}``. ``listen_fds`` are
+        sockets that listen in place of the program's own, in order; they stay open for the duration of the call.
 
         ``control_fd`` is a SOCK_STREAM socket that carries one JSON object a line, both ways. To the worker:
         ``{"do": "drain"}``, ``{"do": "stats"}``. From the worker: ``{"event": "ready", "worker": 0}``,

@@ -274,4 +274,6 @@ def _conflicts(options: Options, origins: Mapping[str, str]) -> list[str]:
     both = {origins["max-main-memory"], origins["max-address-space"]}
     if DEFAULT not in both and options.max_main_memory > options.max_address_space:
         problems.append("--max-main-memory is larger than --max-address-space")
+    if options.protocol == "tcp" and (options.warmup or options.warmup_request):
+        problems.append("--protocol tcp: warm-up requests are HTTP")
     return problems

@@ -13,7 +13,7 @@ from typing import Annotated, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from kvmserver import permissions, units
+from kvmserver import listen, permissions, units
 from kvmserver.permissions import Grant, Volume
 from kvmserver.warmup import WarmupRequest, parse_request
 
@@ -21,8 +21,10 @@ from kvmserver.warmup import WarmupRequest, parse_request
 BARE = "\0"
 
 PROGRAM, PERMISSIONS, LIMITS, SERVING, OBSERVING = "Program", "Permissions", "Limits", "Serving", "Observing"
+CLIENTS = "Clients"
 STORAGE = "Storage"
-GROUPS = (PROGRAM, PERMISSIONS, SERVING, LIMITS, OBSERVING)
+GROUPS = (PROGRAM, PERMISSIONS, SERVING, CLIENTS, LIMITS, OBSERVING)
+PROTOCOLS = ("http", "tcp")
 
 
 class Kind(Enum):
@@ -144,6 +146,19 @@ def _warmup_requests(value: object) -> tuple[WarmupRequest, ...]:
     return tuple(i if isinstance(i, WarmupRequest) else parse_request(_text(i)) for i in _words(value))
 
 
+def _listen_addresses(value: object) -> tuple[str, ...]:
+    words = tuple(_text(word) for word in _words(value))
+    for word in words:
+        listen.parse(word)
+    return words
+
+
+def _protocol(value: object) -> str:
+    if value not in PROTOCOLS:
+        raise ValueError(f"{value!r} is not one of {', '.join(PROTOCOLS)}")
+    return str(value)
+
+
 Flag = Annotated[bool, BeforeValidator(_flag)]
 PathGrant = Annotated[Grant, _grant(lambda path: permissions.absolute_path(path, "/"))]
 NameGrant = Annotated[Grant, _grant(permissions.check_variable_pattern)]
@@ -240,6 +255,83 @@ class Options(BaseModel):
         ),
     ] = 32
 
+    listen: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_listen_addresses),
+        Opt(
+            Kind.LIST,
+            CLIENTS,
+            "Listen here instead of where the program does: tcp:host:port, unix:path or fd:N (repeatable).",
+            metavar="ADDRESS",
+        ),
+    ] = ()
+    protocol: Annotated[
+        str,
+        BeforeValidator(_protocol),
+        Opt(
+            Kind.TEXT,
+            CLIENTS,
+            "http: a fresh VM for each request; tcp: one for each connection, bytes passed through.",
+            metavar="http|tcp",
+        ),
+    ] = "http"
+    proxy_protocol: Annotated[
+        Flag, Opt(Kind.FLAG, CLIENTS, "Expect a PROXY protocol header (version 1 or 2) on every connection.")
+    ] = False
+    proxy_headers: Annotated[
+        Flag, Opt(Kind.FLAG, CLIENTS, "Append the client's address to Forwarded and X-Forwarded-For.")
+    ] = False
+    request_buffer: Annotated[
+        int,
+        _sizes("4KiB", "1GiB"),
+        Opt(Kind.SIZE, CLIENTS, "Body that is here before a request gets a VM; more is streamed.", metavar="SIZE"),
+    ] = units.parse_size("1MiB")
+    response_buffer: Annotated[
+        int,
+        _sizes("4KiB", "1GiB"),
+        Opt(Kind.SIZE, CLIENTS, "Response that may wait for its client; then the VM waits, too.", metavar="SIZE"),
+    ] = units.parse_size("16MiB")
+    max_header_size: Annotated[
+        int,
+        _sizes("1KiB", "1MiB"),
+        Opt(Kind.SIZE, CLIENTS, "Longest head of a request; then the client gets 431.", metavar="SIZE"),
+    ] = units.parse_size("64KiB")
+    max_body_size: Annotated[
+        int,
+        _sizes("0", "16TiB"),
+        Opt(Kind.SIZE, CLIENTS, "Longest body of a request; then the client gets 413.", metavar="SIZE"),
+    ] = units.parse_size("1GiB")
+    header_timeout: Annotated[
+        int,
+        _durations("1ms", "24h"),
+        Opt(Kind.DURATION, CLIENTS, "Time for a request's head to arrive; then the client gets 408.", metavar="TIME"),
+    ] = units.parse_duration("10s")
+    body_timeout: Annotated[
+        int,
+        _durations("1ms", "24h"),
+        Opt(
+            Kind.DURATION,
+            CLIENTS,
+            "Time for its body, or the first --request-buffer of it; then the client gets 408.",
+            metavar="TIME",
+        ),
+    ] = units.parse_duration("30s")
+    idle_timeout: Annotated[
+        int,
+        _durations("1ms", "24h"),
+        Opt(Kind.DURATION, CLIENTS, "Time that a connection is kept between requests.", metavar="TIME"),
+    ] = units.parse_duration("60s")
+    write_timeout: Annotated[
+        int,
+        _durations("1ms", "24h"),
+        Opt(Kind.DURATION, CLIENTS, "Time in which a client has to take something of its response.", metavar="TIME"),
+    ] = units.parse_duration("30s")
+    queue_time: Annotated[
+        int,
+        _durations("1ms", "24h"),
+        Opt(Kind.DURATION, CLIENTS, "Time that a request waits for a VM; then the client gets 503.", metavar="TIME"),
+    ] = units.parse_duration("10s")
+
     max_boot_time: Annotated[
         int,
         _durations("1ms", "24h"),
@@ -283,6 +375,9 @@ class Options(BaseModel):
 
     verbose: Annotated[Flag, Opt(Kind.FLAG, OBSERVING, "Log what the server does.", short="v")] = False
     verbose_syscalls: Annotated[Flag, Opt(Kind.FLAG, OBSERVING, "Log every system call of the program.")] = False
+    server_timing: Annotated[Flag, Opt(Kind.FLAG, OBSERVING, "Add Server-Timing and kvmserver-vm to responses.")] = (
+        False
+    )
     verify_reset: Annotated[
         Flag, Opt(Kind.FLAG, OBSERVING, "Compare the whole VM with its snapshot after every reset (slow).")
     ] = False

@@ -150,11 +150,34 @@ def serve_config(options: Options) -> dict[str, Any]:
         "limit_request_memory": options.limit_request_memory,
         "hot_pages": options.hot_pages,
         "drain_time_ns": DRAIN_TIME_NS,
+        "clients": client_config(options),
     }
 
 
-def start_message(config: Config, resolved: Sequence[Resolved]) -> dict[str, Any]:
-    """What the tenant is told first. Raises KvmserverError for text that is not UTF-8, which JSON cannot carry."""
+def client_config(options: Options) -> dict[str, Any]:
+    """The ClientConfig of vmm/src/config.rs."""
+    return {
+        "protocol": options.protocol,
+        "proxy_protocol": options.proxy_protocol,
+        "proxy_headers": options.proxy_headers,
+        "server_timing": options.server_timing,
+        "request_buffer": options.request_buffer,
+        "response_buffer": options.response_buffer,
+        "max_header_size": options.max_header_size,
+        "max_body_size": options.max_body_size,
+        "header_timeout_ns": options.header_timeout,
+        "body_timeout_ns": options.body_timeout,
+        "idle_timeout_ns": options.idle_timeout,
+        "write_timeout_ns": options.write_timeout,
+        "queue_time_ns": options.queue_time,
+    }
+
+
+def start_message(config: Config, resolved: Sequence[Resolved], listen_fds: Sequence[int] = ()) -> dict[str, Any]:
+    """What the tenant is told first. Raises KvmserverError for text that is not UTF-8, which JSON cannot carry.
+
+    ``listen_fds`` are the sockets to listen on in place of the program's own; the tenant inherits them.
+    """
     options = config.options
     run = next(item for item in resolved if item.config.role == "run")
     storage = next((item for item in resolved if item.config.role == "storage"), None)
@@ -166,6 +189,7 @@ def start_message(config: Config, resolved: Sequence[Resolved]) -> dict[str, Any
         "program": run.program.label,
         "threads": config.threads,
         "vms_per_process": options.vms_per_process,
+        "listen_fds": list(listen_fds),
         "server_expected": config.server_expected,
         "boot_time_ns": options.max_boot_time if config.server_expected else 0,
         "request_time_ns": options.max_request_time,

@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from kvmserver import channel, log, machine, permissions, plan, start_output
+from kvmserver import channel, listen, log, machine, permissions, plan, start_output
 from kvmserver.backoff import Backoff
 from kvmserver.channel import LINE_BYTES_MAX, ChannelError, Message
 from kvmserver.config import Config
@@ -44,9 +44,12 @@ def run(config: Config, on_serving: OnServing | None = None) -> int:
     environment, dropped = plan.without_undecodable(os.environ)
     if dropped and any(program.options.allow_all or program.options.allow_env for program in config.programs):
         LOGGER.warning("variables that are not valid UTF-8 are not passed on: %s", ", ".join(map(ascii, dropped)))
+    activated = listen.activated(environment, os.getpid())
     resolved = plan.resolve(config, files, directory, environment, permissions.resolve_with_system)
-    start = plan.start_message(config, resolved)
-    return uvloop.run(Supervisor(start, start_output.StartOutput(start), on_serving).run())
+    with contextlib.ExitStack() as stack:
+        sockets = listen.open_sockets(config.options.listen or activated, stack)
+        start = plan.start_message(config, resolved, sockets)
+        return uvloop.run(Supervisor(start, start_output.StartOutput(start), on_serving).run())
 
 
 def _open_missing_standard_descriptors() -> None:
@@ -122,7 +125,7 @@ class Supervisor:
             fd = theirs.fileno()
             # -P keeps the working directory, which may be anybody's, out of the tenant's module path.
             words = (sys.executable, "-P", "-m", "kvmserver.tenant", str(fd), str(os.getpid()))
-            process = await asyncio.create_subprocess_exec(*words, pass_fds=(fd,))
+            process = await asyncio.create_subprocess_exec(*words, pass_fds=(fd, *self._start["listen_fds"]))
         reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES_MAX)
         life = self._life = _Life(process, writer)
         if self._stop_signal:

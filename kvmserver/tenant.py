@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from kvmserver import _vmm, channel, errors, fallbacks, lifeline, run_end, warmup
+from kvmserver import _vmm, channel, errors, fallbacks, lifeline, listen, run_end, warmup
 from kvmserver.channel import Channel, Message
 from kvmserver.errors import KvmserverError, StartError
 from kvmserver.run_end import Ended, RunEnd
@@ -54,7 +54,11 @@ class Tenant:
         del sandbox
         if self._storage is not None:
             self._storage.suspend(_DURING_WARM_UP)
-        snapshot.open_listeners()
+        if fds := self._start.get("listen_fds"):
+            for fd in fds:
+                listen.begin(fd)
+        else:
+            snapshot.open_listeners()
         self._serve(snapshot, warmup_ns)
         return 0
 
@@ -110,8 +114,11 @@ class Tenant:
             storage.suspend(when)
 
     def _serve(self, snapshot: _vmm.Snapshot, warmup_ns: int) -> None:
-        def serve(number: int, threads: int, control_fd: int, is_first_life: bool) -> None:
-            config = {**self._start["serve"], "threads": threads, "control_fd": control_fd, "worker": number}
+        threads = self._shares()
+
+        def serve(number: int, share: int, control_fd: int, is_first_life: bool) -> None:
+            config = {**self._start["serve"], "threads": share, "control_fd": control_fd, "worker": number}
+            config |= {"first_vm": sum(threads[:number]), "listen_fds": self._start.get("listen_fds") or []}
             config |= {"prime": self._prime(), "storage": self._start.get("storage")}
             storage = self._storage.for_fork(is_first_life) if self._storage else None
             try:
@@ -119,7 +126,6 @@ class Tenant:
             except _vmm.VmmError as error:
                 raise errors.from_vmm(error) from error
 
-        threads = self._shares()
         pool = WorkerPool(serve, threads, self._report, self._control)
         try:
             pool.start(after_forks=self._storage.discard if self._storage else None)

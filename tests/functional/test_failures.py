@@ -90,7 +90,7 @@ def test_a_crash_is_a_502_and_one_log_line(path: str, reason: str, service: Serv
 
 @pytest.mark.parametrize("path", ["/no-answer", "/close-all"])
 def test_a_stream_closed_without_an_answer_is_no_answer(path: str, service: Service) -> None:
-    received = exchange(service.port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    received = exchange(service.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert received == b"" or received.startswith(b"HTTP/1.1 502 ")
     check_serves_on(service)
 
@@ -110,7 +110,7 @@ def test_a_hang_is_a_504(path: str, service: Service) -> None:
 
 @pytest.mark.parametrize("path", ["/half-segv", "/half-exit", "/half-loop"])
 def test_a_failure_after_the_first_byte_cuts_the_connection(path: str, service: Service) -> None:
-    received = exchange(service.port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    received = exchange(service.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert received.startswith(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n")
     assert received.endswith(b"\r\n\r\nhalf")
     assert received.count(b"HTTP/1.1") == 1
@@ -119,7 +119,7 @@ def test_a_failure_after_the_first_byte_cuts_the_connection(path: str, service: 
 
 @pytest.mark.parametrize("path", ["/half-head", "/nonsense"])
 def test_an_answer_that_is_no_http_ends_its_own_connection(path: str, service: Service) -> None:
-    received = exchange(service.port, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    received = exchange(service.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert received.startswith((b"HTTP/1.1 502 ", b"HTTP/1.1 200 OK\r\nContent-Le", b"this is not HTTP"))
     check_serves_on(service)
 

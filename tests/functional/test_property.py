@@ -58,6 +58,8 @@ def test_any_calls_then_a_reset_equal_a_fresh_fork(seed: int, count: int, servic
     assert expected.startswith("vectors ")
     assert service.ask().body == expected, "two requests that do nothing see the same"
     # The calls may end the run in any way, even before its answer is out.
-    exchange(service.port, f"GET /ruin?seed={seed}&count={count} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    exchange(
+        service.port, f"GET /ruin?seed={seed}&count={count} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    )
     found = service.ask().body
     assert not difference(expected, found), difference(expected, found)

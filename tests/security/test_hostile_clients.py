@@ -98,7 +98,7 @@ def test_a_response_arrives_although_the_client_sent_too_much(size: int, service
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(20)
         client.connect(("127.0.0.1", service.port))
-        client.sendall(b"GET /big/500000 HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * size)
+        client.sendall(b"GET /big/500000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + b"x" * size)
         time.sleep(0.5)
         received = b"".join(iter(lambda: client.recv(65536), b""))
     assert received.startswith(b"HTTP/1.1 200")
@@ -158,7 +158,7 @@ def test_a_response_is_whole_although_its_client_waits_before_it_reads(service: 
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         client.settimeout(10)
         client.connect(("127.0.0.1", service.port))
-        client.sendall(b"GET /big/%d HTTP/1.1\r\nHost: x\r\n\r\n" % size)
+        client.sendall(b"GET /big/%d HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % size)
         time.sleep(0.3)
         received = bytearray()
         while piece := client.recv(1 << 20):

@@ -50,6 +50,7 @@ EXAMPLES = {
     Kind.GRANT: '["a", "b"]',
 }
 LISTS = {"env": '["A=1"]', "volume": '["/tmp:/t:rw"]', "warmup-request": '["GET /"]', "cwd": '"/tmp"'}
+LISTS |= {"listen": '["tcp:localhost:80", "unix:/run/a"]', "protocol": '"tcp"', "max-header-size": '"128KiB"'}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -330,3 +331,9 @@ def test_mistakes_in_tables_are_told_with_their_place(directory: Path) -> None:
     assert problems(directory, '[run]\nprogram = "x"\nallow-all = true\nallow-env = true\n') == [
         "--allow-all (kvmserver.toml, [run]) and --allow-env (kvmserver.toml, [run]) exclude each other"
     ]
+
+
+def test_tcp_and_warmup_exclude_each_other(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="warm-up requests are HTTP"):
+        load(directory, 'protocol = "tcp"\nwarmup = 3')
+    assert load(directory, 'protocol = "tcp"').options.protocol == "tcp"

@@ -87,6 +87,48 @@ pub struct StorageConfig {
     pub one_to_one: bool,
 }
 
+/// What is spoken with clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1, a run for each request.
+    #[default]
+    Http,
+    /// Bytes, a run for each connection.
+    Tcp,
+}
+
+/// What is expected of clients, and done for them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ClientConfig {
+    /// What is spoken.
+    pub protocol: Protocol,
+    /// Connections begin with a preface of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// Tell the program who the client is, in Forwarded and X-Forwarded-For.
+    pub proxy_headers: bool,
+    /// Add Server-Timing and kvmserver-vm to responses.
+    pub server_timing: bool,
+    /// How much of a request's body is waited for before a VM is given to it, bytes; the rest is streamed.
+    pub request_buffer: usize,
+    /// How much of a response may wait for its client, bytes; then the VM waits with it.
+    pub response_buffer: usize,
+    /// Longest head of a request, bytes.
+    pub max_header_size: usize,
+    /// Longest body of a request, bytes.
+    pub max_body_size: u64,
+    /// Longest time from the first byte of a request (or the start of the connection) to the end of its head, nanoseconds.
+    pub header_timeout_ns: u64,
+    /// Longest time from the end of the head until as much of the body is here as is waited for, nanoseconds.
+    pub body_timeout_ns: u64,
+    /// Longest time between requests, nanoseconds.
+    pub idle_timeout_ns: u64,
+    /// Longest time in which a client takes nothing of its response, nanoseconds.
+    pub write_timeout_ns: u64,
+    /// Longest time that a request waits for a VM, nanoseconds.
+    pub queue_time_ns: u64,
+}
+
 /// How a worker process serves; see `_vmm.pyi`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ServeConfig {
@@ -110,6 +152,14 @@ pub struct ServeConfig {
     pub control_fd: i32,
     /// The worker's number, for its messages.
     pub worker: u32,
+    /// The number of its first VM, among those of all workers.
+    #[serde(default)]
+    pub first_vm: usize,
+    /// Descriptors of sockets that listen instead of the program's own.
+    #[serde(default)]
+    pub listen_fds: Vec<i32>,
+    /// What is expected of clients, and done for them.
+    pub clients: ClientConfig,
     /// Requests that each VM answers in memory before it serves, one character a byte: they show which pages every request
     /// writes.
     #[serde(default)]

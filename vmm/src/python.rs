@@ -1,6 +1,6 @@
 //! The only file that knows PyO3: `kvmserver._vmm` as `_vmm.pyi` describes it.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::create_exception;
@@ -151,8 +151,18 @@ impl Snapshot {
         let config: ServeConfig = parse(config)?;
         // SAFETY: the caller keeps the descriptor open for the duration of the call; it is duplicated at once.
         let control = unsafe { BorrowedFd::borrow_raw(config.control_fd) };
+        let sockets = config.listen_fds.iter().map(|&fd| {
+            // SAFETY: as above.
+            let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+            socket.try_clone_to_owned()
+        });
+        let sockets: Vec<OwnedFd> = sockets
+            .collect::<Result<_, _>>()
+            .map_err(|failure| error("system", format!("cannot use a listening socket: {failure}"), ""))?;
         let suspended = storage.and_then(Storage::take_suspended);
-        let stats = py.detach(|| serve::serve(&self.inner, &config, control, suspended)).map_err(|failure| error("system", failure, ""))?;
+        let stats = py
+            .detach(|| serve::serve(&self.inner, &config, control, sockets, suspended))
+            .map_err(|failure| error("system", failure, ""))?;
         Ok(serde_json::to_string(&stats).unwrap_or_default())
     }
 }

@@ -164,6 +164,19 @@ impl Kernel {
         bytes
     }
 
+    /// At most `most` bytes of what the guest has written, in two pieces, left where they are.
+    #[must_use]
+    pub fn stream_front(&self, handle: StreamHandle, most: usize) -> (&[u8], &[u8]) {
+        self.files.channels.get(handle.outgoing).map_or((&[], &[]), |channel| channel.front(most))
+    }
+
+    /// Drop `count` bytes of what the guest has written: they have been taken.
+    pub fn stream_consume(&mut self, handle: StreamHandle, count: usize) {
+        if let Ok(channel) = self.files.channel(handle.outgoing) {
+            channel.consume(count);
+        }
+    }
+
     /// What has become of the stream.
     #[must_use]
     pub fn stream_status(&self, handle: StreamHandle) -> StreamStatus {

@@ -1,0 +1,295 @@
+//! One thread of a worker with its request VM: wait, serve a request, reset.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::io::Errno;
+
+use super::connection::{After, Connection};
+use super::exchange::{Exchange, Outcome, Served, Timing, run_in_memory};
+use super::http1::Answer;
+use super::lock;
+use super::shared::{Desk, Shared, WAKE};
+use super::worker::ServeError;
+use crate::limits::VMAS_MAX;
+use crate::linux::clock::host_monotonic;
+use crate::platform::kvm::Kicker;
+use crate::sandbox::{ForkOptions, RunEnd, Sandbox};
+use crate::stats::RunCounters;
+
+/// Mappings of a worker process that are not its VMs' memory.
+const OTHER_MAPPINGS: usize = 8192;
+/// Mappings that every VM may have.
+const HOST_MAPPINGS_MIN: usize = 1024;
+/// How long is waited before the first new attempt to fork a VM, and at most; the pause doubles.
+const RENEW_PAUSE: Duration = Duration::from_millis(10);
+const RENEW_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Longest wait for events: a VM that keeps its state has things to do between requests.
+const WAIT: Duration = Duration::from_secs(1);
+/// How often is looked whether the last connection has gone, during a drain.
+const DRAIN_PAUSE: Duration = Duration::from_millis(5);
+
+/// One thread with its VM.
+pub(super) struct Thread<'a> {
+    shared: &'a Shared<'a>,
+    desk: &'a Desk,
+    /// Which of the worker's VMs it has.
+    number: usize,
+    sandbox: Sandbox,
+    kicker: Kicker,
+    /// Runs so far.
+    runs: u64,
+    /// How long the last reset took, nanoseconds.
+    reset_ns: u64,
+}
+
+impl<'a> Thread<'a> {
+    fn fork(shared: &Shared<'_>, number: usize) -> Result<(Sandbox, Kicker), ServeError> {
+        let options = ForkOptions {
+            ephemeral: shared.config.ephemeral,
+            max_request_memory: shared.config.max_request_memory,
+            hot_pages: shared.config.hot_pages,
+            host_mappings: (VMAS_MAX - OTHER_MAPPINGS).checked_div(shared.config.threads).unwrap_or(0).max(HOST_MAPPINGS_MIN),
+        };
+        let mut sandbox = shared.snapshot.fork(&options, shared.storage.as_ref().map(|storage| storage.link(number)))?;
+        let kicker = sandbox.kicker().map_err(|errno| ServeError::System("make a timer", errno))?;
+        Ok((sandbox, kicker))
+    }
+
+    /// Serve until the worker is drained.
+    pub(super) fn run(shared: &'a Shared<'a>, number: usize) -> Result<(), ServeError> {
+        if let Some(storage) = &shared.storage {
+            storage.start(number)?;
+        }
+        let (sandbox, kicker) = Self::fork(shared, number)?;
+        let mut thread = Self { shared, desk: &shared.desks[number], number, sandbox, kicker, runs: 0, reset_ns: 0 };
+        thread.desk.busy_since.store(host_monotonic(), Ordering::SeqCst);
+        thread.prime()?;
+        if shared.forked.fetch_add(1, Ordering::AcqRel) + 1 == shared.config.threads {
+            shared.control.ready();
+        }
+        loop {
+            if let Some(connection) = thread.next_in_line() {
+                thread.serve(connection)?;
+                continue;
+            }
+            match thread.next_event()? {
+                None => thread.background(),
+                Some(WAKE) => {}
+                Some(token) => {
+                    if let Some(connection) = shared.handle(token, thread.desk) {
+                        thread.serve(connection)?;
+                    }
+                    continue;
+                }
+            }
+            if shared.is_draining() {
+                if shared.table.open() == 0 {
+                    return Ok(());
+                }
+                std::thread::sleep(DRAIN_PAUSE);
+            }
+        }
+    }
+
+    /// A request that has waited for a VM.
+    fn next_in_line(&self) -> Option<Box<Connection>> {
+        // In this order: who puts a request into the queue looks for free threads afterwards.
+        self.desk.busy_since.store(0, Ordering::SeqCst);
+        let connection = self.shared.queue.pop_if(|_| true)?;
+        self.desk.busy_since.store(host_monotonic(), Ordering::SeqCst);
+        Some(connection)
+    }
+
+    /// Let the VM answer a few requests in memory, so that it knows its hot pages before the first client comes.
+    fn prime(&mut self) -> Result<(), ServeError> {
+        let Some(listener) = self.shared.listeners.first().map(|listener| listener.id) else { return Ok(()) };
+        for request in &self.shared.config.prime {
+            let bytes: Vec<u8> = request.chars().filter_map(|character| u8::try_from(u32::from(character)).ok()).collect();
+            let deadline = host_monotonic().saturating_add(self.shared.config.max_request_time_ns);
+            let (_, end) = run_in_memory(&mut self.sandbox, &self.kicker, listener, &bytes, deadline);
+            if end != RunEnd::Responded {
+                self.report(&end.sentence());
+            }
+            self.reset()?;
+            self.sandbox.counters = RunCounters::default();
+        }
+        Ok(())
+    }
+
+    fn next_event(&self) -> Result<Option<u64>, ServeError> {
+        let mut timeout = if self.shared.is_draining() { DRAIN_PAUSE } else { WAIT };
+        if !self.shared.config.ephemeral
+            && let Some(next) = self.sandbox.kernel().next_deadline()
+        {
+            let moment = self.sandbox.kernel().clock.to_host(next);
+            timeout = timeout.min(Duration::from_nanos(moment.saturating_sub(host_monotonic())));
+        }
+        let timeout = rustix::time::Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
+        let result = epoll::wait(&self.shared.epoll, &mut events, Some(&timeout));
+        self.desk.busy_since.store(host_monotonic(), Ordering::SeqCst);
+        match result {
+            Ok(0) | Err(Errno::INTR) => Ok(None),
+            Ok(_) => Ok(Some(events[0].data.u64())),
+            Err(errno) => Err(ServeError::System("wait for connections", errno)),
+        }
+    }
+
+    /// A VM that keeps its state also does what it does between requests.
+    fn background(&mut self) {
+        if !self.shared.config.ephemeral {
+            let deadline = host_monotonic().saturating_add(self.shared.config.max_request_time_ns);
+            if let crate::sandbox::Pause::Ended(end) = self.sandbox.run(&self.kicker, deadline, None) {
+                self.report(&end.sentence());
+                let _ = self.renew();
+            }
+        }
+    }
+
+    /// Serve one request, and make the VM ready for the next.
+    fn serve(&mut self, mut connection: Box<Connection>) -> Result<(), ServeError> {
+        let config = self.shared.config;
+        let started = host_monotonic();
+        let queue_ns = started.saturating_sub(connection.ready_at);
+        if queue_ns > config.clients.queue_time_ns {
+            self.shared.turn_away(connection, self.desk);
+            return Ok(());
+        }
+        self.runs += 1;
+        let (vm, run, reset_ns) = (config.first_vm + self.number, self.runs, self.reset_ns);
+        let ephemeral = config.ephemeral;
+        if ephemeral {
+            self.sandbox.resume_clock();
+        }
+        let served = Exchange {
+            sandbox: &mut self.sandbox,
+            kicker: &self.kicker,
+            connection: &mut connection,
+            clients: &config.clients,
+            deadline: started.saturating_add(config.max_request_time_ns),
+            ephemeral,
+            timing: config.clients.server_timing.then_some(Timing { queue_ns, started, reset_ns, vm, run }),
+            draining: &self.shared.draining,
+        }
+        .serve();
+        self.sandbox.counters.run_ns = host_monotonic().saturating_sub(started);
+        if let Some(complaint) = served.outcome.complaint() {
+            self.report(&complaint);
+        }
+        self.answer(connection, &served);
+        self.take_notes();
+        let is_broken = matches!(served.outcome, Outcome::Run(RunEnd::Broken { .. }));
+        let reset = if ephemeral && !is_broken {
+            self.reset()
+        } else if ephemeral || served.outcome.ruins_the_vm() {
+            self.renew().map(|()| false)
+        } else {
+            Ok(false)
+        };
+        let counters = std::mem::take(&mut self.sandbox.counters);
+        self.reset_ns = counters.reset_ns;
+        self.count(&served.outcome, &counters, ephemeral);
+        reset.map(drop)
+    }
+
+    /// Give the client what it gets, and let its connection wait for the next request, or go.
+    fn answer(&self, mut connection: Box<Connection>, served: &Served) {
+        let request = connection.request;
+        let is_whole = served.outcome == Outcome::Whole;
+        if !is_whole && (served.has_begun || served.outcome == Outcome::Run(RunEnd::ClientGone)) {
+            // A response that breaks off must not look complete.
+            connection.send();
+            if served.ends_by_closing || !connection.output.is_empty() {
+                connection.abort();
+            }
+            return;
+        }
+        let can_go_on = connection.finish_request();
+        let keeps = served.keeps && can_go_on;
+        if !is_whole {
+            let status = served.outcome.http_status();
+            let body = match status {
+                504 => "the program did not answer in time\n",
+                502 => "the program failed to answer this request\n",
+                _ => "the request's body is not valid or too long\n",
+            };
+            let (is_head, version) = request.map_or((false, 1), |request| (request.is_head, request.version));
+            Answer { status, body, keeps, is_head, version }.write(connection.output.tail());
+        }
+        let after = match (keeps, can_go_on) {
+            (true, _) => After::Keep,
+            (false, true) => After::Close,
+            (false, false) => After::Linger,
+        };
+        self.shared.give(connection, after, self.desk);
+    }
+
+    fn count(&self, outcome: &Outcome, counters: &RunCounters, reset: bool) {
+        let mut stats = lock(&self.desk.stats);
+        stats.requests += 1;
+        stats.resets += u64::from(reset);
+        match outcome {
+            Outcome::Whole => stats.responses += 1,
+            outcome => *stats.failures.entry(outcome.name().to_owned()).or_default() += 1,
+        }
+        stats.totals.add(counters);
+    }
+
+    /// Reset the VM, and verify it if asked; a VM that cannot be reset is thrown away. Whether it was kept.
+    fn reset(&mut self) -> Result<bool, ServeError> {
+        let reset = self.sandbox.reset(self.shared.config.limit_request_memory).map_err(|errno| format!("cannot reset a VM: {errno}"));
+        let verified = reset.and_then(|()| {
+            if self.shared.config.verify_reset { self.sandbox.verify().map_err(|mismatch| mismatch.to_string()) } else { Ok(()) }
+        });
+        let started = verified.and_then(|()| self.sandbox.start_over().map_err(|end| end.sentence()));
+        match started {
+            Ok(()) if self.sandbox.is_bloated() => {
+                let counters = std::mem::take(&mut self.sandbox.counters);
+                self.renew()?;
+                self.sandbox.counters = counters;
+                Ok(true)
+            }
+            Ok(()) => Ok(true),
+            Err(message) => {
+                self.shared.control.limited("log", "error", &message);
+                lock(&self.desk.stats).discarded += 1;
+                let counters = std::mem::take(&mut self.sandbox.counters);
+                self.renew()?;
+                self.sandbox.counters = counters;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Throw the VM away and fork another. Where the host has no room for one (EMFILE, ENOMEM), try again until it has: the client
+    /// was answered before, and other threads take those that come meanwhile.
+    fn renew(&mut self) -> Result<(), ServeError> {
+        let mut pause = RENEW_PAUSE;
+        loop {
+            match Self::fork(self.shared, self.number) {
+                Ok((sandbox, kicker)) => {
+                    self.kicker = kicker;
+                    self.sandbox = sandbox;
+                    return Ok(());
+                }
+                // No request will want the VM.
+                Err(_) if self.shared.is_draining() => return Ok(()),
+                Err(error) => self.shared.control.limited("log", "error", &format!("{error}; trying again in {} ms", pause.as_millis())),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(RENEW_PAUSE_MAX);
+        }
+    }
+
+    fn report(&self, sentence: &str) {
+        self.shared.control.limited("run_failed", "warning", sentence);
+    }
+
+    fn take_notes(&mut self) {
+        for note in std::mem::take(&mut self.sandbox.kernel_mut().notes) {
+            self.shared.control.limited("log", "warning", &note);
+        }
+    }
+}
