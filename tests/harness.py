@@ -34,6 +34,7 @@ FATAL_LOG = re.compile(
 )
 
 INSTALL_HINTS = {
+    "curl": "apt-get install -y curl",
     "cc": "apt-get install -y gcc libc6-dev",
     "musl-gcc": "apt-get install -y musl-tools",
     "luajit": "apt-get install -y luajit",

@@ -149,6 +149,11 @@ impl Connection {
         clients.protocol == Protocol::Http || self.needs_preface
     }
 
+    /// Whether what it says now is HTTP, so that it can be answered.
+    pub(super) fn speaks_http(&self, clients: &ClientConfig) -> bool {
+        clients.protocol == Protocol::Http && !self.needs_preface
+    }
+
     /// Read what is there, until the input holds `most` bytes.
     pub(super) fn receive(&mut self, most: usize) -> Progress {
         let mut progress = Progress::WouldBlock;

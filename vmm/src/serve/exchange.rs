@@ -373,7 +373,7 @@ impl Exchange<'_> {
         let client = [PollFd::from_borrowed_fd(std::os::fd::AsFd::as_fd(&self.connection.socket), flags)];
         let ready = match self.sandbox.sleep(until, &client) {
             Ok(ready) => ready.first().copied().unwrap_or(PollFlags::empty()),
-            Err(RunEnd::TimedOut { .. }) if until < self.deadline => return Some(Outcome::Run(RunEnd::ClientGone)),
+            Err(RunEnd::TimedOut { .. }) if until < self.deadline => return self.is_too_slow(state),
             Err(end) => return Some(Outcome::Run(end)),
         };
         if ready.contains(PollFlags::IN) {
@@ -389,6 +389,14 @@ impl Exchange<'_> {
             return Some(Outcome::Run(RunEnd::ClientGone));
         }
         None
+    }
+
+    /// The client has taken nothing for as long as it may. A socket is called writable when a third of its buffer is free, which
+    /// at a slow client's pace takes long; but it takes bytes as soon as there is any room.
+    fn is_too_slow(&mut self, state: &mut State) -> Option<Outcome> {
+        let before = self.connection.output.len();
+        self.send(state);
+        (self.connection.output.len() == before).then_some(Outcome::Run(RunEnd::ClientGone))
     }
 
     /// The client has gone; what the program still waits for may come, but not for ever.

@@ -324,11 +324,24 @@ impl Shared<'_> {
         }
     }
 
+    /// A socket is called writable when a third of its buffer is free, which at a slow client's pace takes long; but it takes bytes
+    /// as soon as there is any room.
+    fn try_once_more(&self, mut connection: Box<Connection>, after: After, desk: &Desk) {
+        let before = connection.output.len();
+        connection.send();
+        if connection.output.len() == before {
+            connection.abort();
+        } else {
+            connection.expires = host_monotonic().saturating_add(self.config.clients.write_timeout_ns);
+            self.give(connection, after, desk);
+        }
+    }
+
     fn expire(&self, connection: Box<Connection>, desk: &Desk) {
         match connection.phase {
             Phase::Ready => self.turn_away(connection, desk),
-            Phase::Writing(_) => connection.abort(),
-            Phase::Head if connection.input.is_empty() => {}
+            Phase::Writing(after) => self.try_once_more(connection, after, desk),
+            Phase::Head if connection.input.is_empty() || !connection.speaks_http(&self.config.clients) => {}
             Phase::Head | Phase::Body => self.refuse(connection, Answer::last(408, "the request did not arrive in time\n"), desk),
             Phase::Idle | Phase::Lingering => {}
         }
