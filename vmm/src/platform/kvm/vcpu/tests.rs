@@ -5,6 +5,8 @@ use crate::limits::PAGE;
 use crate::memory::{Backing, Keep, MapRequest, MemoryImage, Placement, Protection};
 use crate::platform::{FaultKind, MemoryFault};
 
+mod differences;
+
 const RW: Protection = Protection::READ.union(Protection::WRITE);
 
 fn map(space: &mut AddressSpace, length: u64, protection: Protection) -> u64 {
