@@ -232,8 +232,11 @@ fn an_exit_reason_of_an_earlier_run_is_not_believed() {
 
 #[test]
 fn no_port_answers_a_program() {
+    let is_user_mode = Host::get().unwrap().capabilities().entry == EntryKind::UserMode;
     // in and out of one, two and four bytes, port in DX.
-    for instruction in [&[0xec_u8] as &[u8], &[0x66, 0xed], &[0xed], &[0xee], &[0x66, 0xef], &[0xef]] {
+    for (instruction, width) in
+        [(&[0xec_u8] as &[u8], 1), (&[0x66, 0xed], 2), (&[0xed], 4), (&[0xee], 1), (&[0x66, 0xef], 2), (&[0xef], 4_u16)]
+    {
         let (mut space, code) = program(&[instruction, &[0x0f, 0x05]].concat());
         let mut vm = Vm::new(&space, false).unwrap();
         let ours = PORT_SYSTEM_CALL - 4..PORT_SYSTEM_CALL + 8;
@@ -242,8 +245,14 @@ fn no_port_answers_a_program() {
             vm.state_mut().registers.rdx = port.into();
             vm.state_mut().registers.rax = 0x55;
             let exit = vm.run(&mut space).unwrap();
-            let is_refused = matches!(exit, Exit::Forbidden(_) | Exit::Exception(Exception { vector: 13, .. }));
-            assert!(is_refused, "port {port:#x}, {instruction:x?}: {exit:?}");
+            // The entry's `out` needs its four ports open where it runs in user mode; there the exit's address tells the two apart.
+            let is_open = is_user_mode && (PORT_SYSTEM_CALL..=PORT_SYSTEM_CALL + 4 - width).contains(&port);
+            let refused = if is_open {
+                matches!(exit, Exit::Forbidden(_))
+            } else {
+                exit == Exit::Exception(Exception { vector: 13, error_code: 0, address: vm.sregs.cr2 })
+            };
+            assert!(refused, "port {port:#x}, {instruction:x?}: {exit:?}");
             assert_eq!(vm.state().registers.rax, 0x55, "port {port:#x}: nothing was read");
         }
         // The VM goes on as if nothing had been.
