@@ -17,6 +17,9 @@ WINDOW_S = 10.0
 # Different lines remembered at a time; a guest that makes every line different only empties the memory faster.
 _REMEMBERED_MAX = 256
 
+# For ``extra=``: the line was asked for by the operator, who has to get it as often as it was asked for.
+ASKED_FOR = {"asked_for": True}
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -58,6 +61,8 @@ class RepeatLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written; the first one after a flood carries the number of those held back."""
+        if getattr(record, "asked_for", False):
+            return True
         text, now = record.getMessage(), self._clock()
         start, count = self._seen.pop(text, (now, 0))
         if now - start >= WINDOW_S:

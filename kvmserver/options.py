@@ -375,9 +375,9 @@ class Options(BaseModel):
 
     verbose: Annotated[Flag, Opt(Kind.FLAG, OBSERVING, "Log what the server does.", short="v")] = False
     verbose_syscalls: Annotated[Flag, Opt(Kind.FLAG, OBSERVING, "Log every system call of the program.")] = False
-    server_timing: Annotated[Flag, Opt(Kind.FLAG, OBSERVING, "Add Server-Timing and kvmserver-vm to responses.")] = (
-        False
-    )
+    server_timing: Annotated[
+        Flag, Opt(Kind.FLAG, OBSERVING, "Add Server-Timing, kvmserver-vm and kvmserver-counters to responses.")
+    ] = False
     verify_reset: Annotated[
         Flag, Opt(Kind.FLAG, OBSERVING, "Compare the whole VM with its snapshot after every reset (slow).")
     ] = False

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvmserver import machine
 from kvmserver.channel import Message
-from kvmserver.log import LOGGER
+from kvmserver.log import ASKED_FOR, LOGGER
 
 # A worker that is stuck must not keep the numbers of the others from being logged.
 _PATIENCE_S = 1.0
@@ -39,7 +39,7 @@ class Statistics:
         if self._timer is not None:
             self._timer.cancel()
         if self._answers is not None:
-            LOGGER.info("%s", line(list(self._answers.values())))
+            LOGGER.info("%s", line(list(self._answers.values())), extra=ASKED_FOR)
         self._answers = self._timer = None
 
 

@@ -205,7 +205,7 @@ class Supervisor:
 
     def _on_statistics_signal(self) -> None:
         if self._life is None or not self._life.serving:
-            LOGGER.info("statistics: not serving yet")
+            LOGGER.info("statistics: not serving yet", extra=log.ASKED_FOR)
             return
         self._statistics.ask(asyncio.get_running_loop())
         self._send({"do": "stats"})

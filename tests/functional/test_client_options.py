@@ -176,6 +176,12 @@ def test_what_a_vm_did_is_told_on_request(strict: Service) -> None:
             vm, run = names["kvmserver-vm"].split("/")
             assert vm == "0"
             runs.append(int(run))
+            counters = dict(pair.split("=") for pair in names["kvmserver-counters"].split(", "))
+            assert 1 <= int(counters["exits"]) <= 20
+            assert 1 <= int(counters["system-calls"]) <= 20
+            assert 1 <= int(counters["dirty-pages-prev"]) <= 50
+            assert int(counters["copied-bytes-prev"]) % 4096 == 0
+            assert 4096 <= int(counters["copied-bytes-prev"]) <= 50 * 4096
         assert runs == [runs[0], runs[0] + 1, runs[0] + 2]
 
 

@@ -38,6 +38,12 @@ def test_a_repeated_line_is_counted_instead_of_written() -> None:
     assert [limit.filter(record("a")) for _ in range(5)] == [True] * 4 + [False]
 
 
+def test_what_was_asked_for_is_never_held_back() -> None:
+    limit = log.RepeatLimit()
+    record = logging.makeLogRecord({"msg": "statistics workers=1", **log.ASKED_FOR})
+    assert all(limit.filter(record) for _ in range(10 * log.REPEATS_MAX))
+
+
 def test_the_memory_of_the_limit_is_bounded() -> None:
     limit = log.RepeatLimit()
     for number in range(10_000):

@@ -48,6 +48,12 @@ impl RunCounters {
 /// What a worker has done: the JSON of its `stats` event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ServeStats {
+    /// Connections open now.
+    pub open_connections: u64,
+    /// VMs that have a request now, or are reset after one.
+    pub busy_vms: u64,
+    /// Requests that wait for a VM now, known by name because all were busy for a while.
+    pub waiting_requests: u64,
     /// Connections accepted.
     pub connections: u64,
     /// Requests given to a VM.
@@ -72,6 +78,9 @@ pub struct ServeStats {
 impl ServeStats {
     /// Add another VM's.
     pub fn add(&mut self, other: &Self) {
+        self.open_connections += other.open_connections;
+        self.busy_vms += other.busy_vms;
+        self.waiting_requests += other.waiting_requests;
         self.connections += other.connections;
         self.requests += other.requests;
         self.responses += other.responses;

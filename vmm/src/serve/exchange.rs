@@ -9,11 +9,13 @@ use super::connection::{Connection, Progress};
 use super::http1::{BadResponse, Client, Ending, Response};
 use super::upload::push;
 use crate::config::ClientConfig;
+use crate::limits::PAGE;
 use crate::linux::clock::host_monotonic;
 use crate::linux::file::FileId;
 use crate::linux::file::stream_host::{PeerAddress, StreamHandle};
 use crate::platform::kvm::Kicker;
 use crate::sandbox::{Pause, RunEnd, Sandbox};
+use crate::stats::RunCounters;
 
 /// How long a program may go on after its response is complete, nanoseconds.
 const AFTER_RESPONSE_NS: u64 = 1_000_000;
@@ -130,8 +132,8 @@ pub(super) struct Timing {
     pub(super) queue_ns: u64,
     /// When the run began, a host moment.
     pub(super) started: u64,
-    /// How long the reset before it took, nanoseconds.
-    pub(super) reset_ns: u64,
+    /// What the VM's run before it has cost, with the reset behind that run.
+    pub(super) previous: RunCounters,
     /// Which VM, of all workers.
     pub(super) vm: usize,
     /// Its which run.
@@ -139,12 +141,20 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    fn fields(&self) -> Vec<u8> {
+    /// The fields for a response that begins when the run has cost `so_far`.
+    fn fields(&self, so_far: &RunCounters) -> Vec<u8> {
         let ms = |ns: u64| format!("{}.{:03}", ns / 1_000_000, ns / 1000 % 1000);
-        let run = ms(host_monotonic().saturating_sub(self.started));
-        let (queue, reset) = (ms(self.queue_ns), ms(self.reset_ns));
-        let (vm, number) = (self.vm, self.run);
-        format!("Server-Timing: queue;dur={queue}, run;dur={run}, reset-prev;dur={reset}\r\nkvmserver-vm: {vm}/{number}\r\n").into_bytes()
+        let Self { queue_ns, started, previous, vm, run } = self;
+        let lasted = ms(host_monotonic().saturating_sub(*started));
+        let (queue, reset) = (ms(*queue_ns), ms(previous.reset_ns));
+        let RunCounters { exits, system_calls, faults, .. } = so_far;
+        let (dirty, copied) = (previous.dirty_pages, previous.copied_pages * PAGE);
+        format!(
+            "Server-Timing: queue;dur={queue}, run;dur={lasted}, reset-prev;dur={reset}\r\n\
+             kvmserver-vm: {vm}/{run}\r\n\
+             kvmserver-counters: exits={exits}, system-calls={system_calls}, faults={faults}, dirty-pages-prev={dirty}, copied-bytes-prev={copied}\r\n"
+        )
+        .into_bytes()
     }
 }
 
@@ -316,7 +326,7 @@ impl Exchange<'_> {
         }
         if !state.response.has_begun() {
             state.response.keeps = self.may_keep();
-            state.response.extra = self.timing.as_ref().map(Timing::fields).unwrap_or_default();
+            state.response.extra = self.timing.as_ref().map(|timing| timing.fields(&self.sandbox.counters)).unwrap_or_default();
         }
         let output = self.connection.output.tail();
         let taken = state.response.take(front, output).and_then(|()| state.response.take(back, output));

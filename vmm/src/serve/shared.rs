@@ -52,6 +52,8 @@ impl ListenerSocket {
 pub(super) struct Desk {
     /// The host moment at which it took what it works on; 0 while it waits for events.
     pub(super) busy_since: AtomicU64,
+    /// Its VM has a request, or is reset after one.
+    pub(super) serves: AtomicBool,
     pub(super) stats: Mutex<ServeStats>,
 }
 
@@ -102,9 +104,14 @@ pub(super) struct Shared<'a> {
 
 impl Shared<'_> {
     pub(super) fn stats(&self) -> ServeStats {
-        let mut stats = ServeStats::default();
+        let mut stats = ServeStats {
+            open_connections: self.table.open() as u64,
+            waiting_requests: self.queue.length.load(Ordering::Relaxed) as u64,
+            ..ServeStats::default()
+        };
         for desk in &self.desks {
             stats.add(&lock(&desk.stats));
+            stats.busy_vms += u64::from(desk.serves.load(Ordering::Relaxed));
         }
         stats.storage = self.storage.as_ref().map(StoragePrograms::stats);
         stats

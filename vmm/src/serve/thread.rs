@@ -40,8 +40,8 @@ pub(super) struct Thread<'a> {
     kicker: Kicker,
     /// Runs so far.
     runs: u64,
-    /// How long the last reset took, nanoseconds.
-    reset_ns: u64,
+    /// What the last run has cost, with its reset.
+    previous: RunCounters,
 }
 
 impl<'a> Thread<'a> {
@@ -63,7 +63,7 @@ impl<'a> Thread<'a> {
             storage.start(number)?;
         }
         let (sandbox, kicker) = Self::fork(shared, number)?;
-        let mut thread = Self { shared, desk: &shared.desks[number], number, sandbox, kicker, runs: 0, reset_ns: 0 };
+        let mut thread = Self { shared, desk: &shared.desks[number], number, sandbox, kicker, runs: 0, previous: RunCounters::default() };
         thread.desk.busy_since.store(host_monotonic(), Ordering::SeqCst);
         thread.prime()?;
         if shared.forked.fetch_add(1, Ordering::AcqRel) + 1 == shared.config.threads {
@@ -158,7 +158,10 @@ impl<'a> Thread<'a> {
             return Ok(());
         }
         self.runs += 1;
-        let (vm, run, reset_ns) = (config.first_vm + self.number, self.runs, self.reset_ns);
+        self.desk.serves.store(true, Ordering::Relaxed);
+        // Before the client can know: who asks for the statistics after an answer finds its request in them.
+        lock(&self.desk.stats).requests += 1;
+        let (vm, run, previous) = (config.first_vm + self.number, self.runs, self.previous);
         let ephemeral = config.ephemeral;
         if ephemeral {
             self.sandbox.resume_clock();
@@ -170,7 +173,7 @@ impl<'a> Thread<'a> {
             clients: &config.clients,
             deadline: started.saturating_add(config.max_request_time_ns),
             ephemeral,
-            timing: config.clients.server_timing.then_some(Timing { queue_ns, started, reset_ns, vm, run }),
+            timing: config.clients.server_timing.then_some(Timing { queue_ns, started, previous, vm, run }),
             draining: &self.shared.draining,
         }
         .serve();
@@ -188,8 +191,9 @@ impl<'a> Thread<'a> {
         } else {
             Ok(false)
         };
+        self.desk.serves.store(false, Ordering::Relaxed);
         let counters = std::mem::take(&mut self.sandbox.counters);
-        self.reset_ns = counters.reset_ns;
+        self.previous = counters;
         self.count(&served.outcome, &counters, ephemeral);
         reset.map(drop)
     }
@@ -228,7 +232,6 @@ impl<'a> Thread<'a> {
 
     fn count(&self, outcome: &Outcome, counters: &RunCounters, reset: bool) {
         let mut stats = lock(&self.desk.stats);
-        stats.requests += 1;
         stats.resets += u64::from(reset);
         match outcome {
             Outcome::Whole => stats.responses += 1,

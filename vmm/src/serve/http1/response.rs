@@ -6,10 +6,12 @@
 use httparse::Header;
 
 use super::chunks::{Canonical, Chunks, Plain, write_size};
-use super::fields::{Connection, Framing, NO_FIELDS, is_hop_by_hop, write_decimal, write_field};
+use super::fields::{Connection, Framing, NO_FIELDS, is_hop_by_hop, is_one_of, write_decimal, write_field};
 
 /// Longest head of a response, bytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// What only we may say of a run, where we do.
+const OUR_FIELDS: &[&str] = &["kvmserver-vm", "kvmserver-counters"];
 
 /// What the client of a response has asked for and can read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub struct Client {
     pub is_head: bool,
     /// It has asked for another protocol.
     pub upgrade: bool,
-    /// `kvmserver-vm` is ours.
+    /// `kvmserver-vm` and `kvmserver-counters` are ours.
     pub timing: bool,
 }
 
@@ -335,7 +337,7 @@ impl<'f, 'b> Head<'f, 'b> {
             }
             let is_ours = is_hop_by_hop(field.name)
                 || field.name.eq_ignore_ascii_case("transfer-encoding")
-                || timing && field.name.eq_ignore_ascii_case("kvmserver-vm")
+                || timing && is_one_of(field.name, OUR_FIELDS)
                 || self.connection.names(field.name);
             if !is_ours {
                 write_field(field.name, field.value, output);
