@@ -47,6 +47,7 @@ INSTALL_HINTS = {
     "deno": "pip install deno",
     "redis-server": "apt-get install -y redis-server",
     "wrk": "apt-get install -y wrk",
+    "slowhttptest": "apt-get install -y slowhttptest",
 }
 
 
