@@ -291,6 +291,16 @@ class Options(BaseModel):
         _sizes("4KiB", "1GiB"),
         Opt(Kind.SIZE, CLIENTS, "Response that may wait for its client; then the VM waits, too.", metavar="SIZE"),
     ] = units.parse_size("16MiB")
+    connection_memory: Annotated[
+        int,
+        _sizes("1MiB", "1TiB"),
+        Opt(
+            Kind.SIZE,
+            CLIENTS,
+            "What waits in a worker for slow clients; beyond it those that wait longest are closed.",
+            metavar="SIZE",
+        ),
+    ] = units.parse_size("1GiB")
     max_header_size: Annotated[
         int,
         _sizes("1KiB", "1MiB"),

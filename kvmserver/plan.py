@@ -163,6 +163,7 @@ def client_config(options: Options) -> dict[str, Any]:
         "server_timing": options.server_timing,
         "request_buffer": options.request_buffer,
         "response_buffer": options.response_buffer,
+        "connection_memory": options.connection_memory,
         "max_header_size": options.max_header_size,
         "max_body_size": options.max_body_size,
         "header_timeout_ns": options.header_timeout,

@@ -13,7 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import PROGRAMS, PYTHON, Guests, Kvmserver, Service, ask, ask_often, clean_environment, free_port
+from harness import (
+    PROGRAMS,
+    PYTHON,
+    Guests,
+    Kvmserver,
+    Service,
+    ask,
+    ask_often,
+    clean_environment,
+    free_port,
+    wait_until,
+)
 from wire import GET, Wire, connect, get, post, within
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -99,6 +110,31 @@ def test_a_client_that_takes_nothing_of_its_response_loses_it(strict: Service) -
         with pytest.raises(ConnectionResetError):
             wire.rest()
         assert len(wire.data) < 12_000_000
+
+
+def test_slow_clients_hold_a_limited_amount_of_memory(guests: Guests, kvmserver: Kvmserver) -> None:
+    """Each may have its response wait for it, but not all of them; who has waited longest loses."""
+    port = free_port()
+    options = ["--connection-memory", "8MiB", "--response-buffer", "4MiB", "--max-request-time", "20"]
+    service = kvmserver.serve([guests.c("failures"), str(port)], port, *options, warmup=3)
+    with contextlib.ExitStack() as stack:
+        wires = []
+        for _ in range(12):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(20)
+            client.connect(("127.0.0.1", port))
+            client.sendall(get("/big/4000000", "Connection: close"))
+            wires.append(Wire(client))
+            wires[-1].until(b"\r\n\r\n")
+        wait_until(lambda: 0 < service.statistics()["held_bytes"] <= 8 << 20, 10, "little enough is held", 0.1)
+        service.wait_log("--connection-memory")
+        assert ask_often(port, 20) == {"4": 20}
+        with pytest.raises(ConnectionResetError):
+            wires[0].rest()
+        assert len(wires[-1].rest()) == 4_000_000
+    wait_until(lambda: service.statistics()["held_bytes"] == 0, 10, "nothing is held", 0.1)
+    kvmserver.stop(service)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Kept connections: a fresh VM for every request, whoever the client is and however its requests come."""
 
+import collections
 import http.client
 import signal
 import socket
@@ -7,11 +8,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import h11
 import httpx
 import pytest
-from harness import Guests, Kvmserver, Service, ask, find_tool, free_port, wait_until
+from harness import PROGRAMS, Guests, Kvmserver, Service, ask, find_tool, free_port, wait_until
 from wire import GET, Wire, connect, get, post, within
 
 REQUESTS = 100
@@ -72,7 +74,31 @@ def ask_raw(port: int) -> list[str]:
         return [wire.ask(GET).body.decode() for _ in range(REQUESTS)]
 
 
-@pytest.mark.parametrize("client", [ask_with_http_client, ask_with_httpx, ask_with_curl, ask_with_h11, ask_raw])
+def ask_like_a_browser(port: int) -> list[str]:
+    """All that a browser says with each request, and a cookie that it got elsewhere."""
+    fields = [
+        "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+        "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+        "Accept-Language: en-GB,en;q=0.5",
+        "Accept-Encoding: gzip, deflate, br, zstd",
+        "Connection: keep-alive",
+        "Cookie: session=" + "0123456789abcdef" * 16,
+        "Upgrade-Insecure-Requests: 1",
+        "Sec-Fetch-Dest: document",
+        "Sec-Fetch-Mode: navigate",
+        "Sec-Fetch-Site: none",
+        "Priority: u=0, i",
+        "Cache-Control: max-age=0",
+        'If-None-Match: "33a64df5"',
+    ]
+    with connect(port) as wire:
+        return [wire.ask(get(f"/?page={number}", *fields)).body.decode() for number in range(REQUESTS)]
+
+
+CLIENTS = [ask_with_http_client, ask_with_httpx, ask_with_curl, ask_with_h11, ask_raw, ask_like_a_browser]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
 def test_a_hundred_requests_on_one_connection_see_a_fresh_state(
     client: Callable[[int], list[str]], service: Service
 ) -> None:
@@ -81,6 +107,25 @@ def test_a_hundred_requests_on_one_connection_see_a_fresh_state(
     # The last one is counted when its VM is reset.
     wait_until(lambda: service.statistics()["requests"] - before["requests"] == REQUESTS, 5, "all are counted")
     assert service.statistics()["connections"] - before["connections"] == 1
+
+
+def test_wrk_sees_a_fresh_state_on_its_one_connection(service: Service, tmp_path: Path) -> None:
+    before, answers = service.statistics()["connections"], tmp_path / "answers"
+    words = [
+        find_tool("wrk"),
+        "-t1",
+        "-c1",
+        "-d2s",
+        "-s",
+        str(PROGRAMS / "collect.lua"),
+        f"http://127.0.0.1:{service.port}/",
+    ]
+    subprocess.run(words, env={"ANSWERS": str(answers)}, capture_output=True, check=True)
+    seen = collections.Counter(line for line in answers.read_text().splitlines() if line)
+    assert set(seen) == {"200 11"}
+    assert seen["200 11"] >= REQUESTS
+    # wrk tries the address with a connection that says nothing before it begins.
+    assert service.statistics()["connections"] - before <= 2
 
 
 def test_pipelined_requests_are_answered_in_their_order(service: Service) -> None:

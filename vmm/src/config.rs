@@ -113,6 +113,8 @@ pub struct ClientConfig {
     pub request_buffer: usize,
     /// How much of a response may wait for its client, bytes; then the VM waits with it.
     pub response_buffer: usize,
+    /// How much of requests and responses may wait in the worker's connections for their clients, bytes.
+    pub connection_memory: usize,
     /// Longest head of a request, bytes.
     pub max_header_size: usize,
     /// Longest body of a request, bytes.

@@ -52,6 +52,8 @@ pub struct ServeStats {
     pub open_connections: u64,
     /// VMs that have a request now, or are reset after one.
     pub busy_vms: u64,
+    /// Bytes of requests and responses that wait for their clients now.
+    pub held_bytes: u64,
     /// Requests that wait for a VM now, known by name because all were busy for a while.
     pub waiting_requests: u64,
     /// Connections accepted.
@@ -79,6 +81,7 @@ impl ServeStats {
     /// Add another VM's.
     pub fn add(&mut self, other: &Self) {
         self.open_connections += other.open_connections;
+        self.held_bytes += other.held_bytes;
         self.busy_vms += other.busy_vms;
         self.waiting_requests += other.waiting_requests;
         self.connections += other.connections;

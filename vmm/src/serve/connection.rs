@@ -291,6 +291,11 @@ impl Connection {
         can_go_on
     }
 
+    /// Bytes of its request and response that wait here.
+    pub(super) fn held(&self) -> usize {
+        self.input.len() + self.output.len() + self.head.len() + self.upload.as_ref().map_or(0, Upload::held)
+    }
+
     /// It may be idle for long: keep no memory for it.
     pub(super) fn trim(&mut self) {
         self.input.trim(IDLE_BYTES);

@@ -106,6 +106,7 @@ impl Shared<'_> {
     pub(super) fn stats(&self) -> ServeStats {
         let mut stats = ServeStats {
             open_connections: self.table.open() as u64,
+            held_bytes: self.table.held() as u64,
             waiting_requests: self.queue.length.load(Ordering::Relaxed) as u64,
             ..ServeStats::default()
         };
@@ -287,6 +288,8 @@ impl Shared<'_> {
         let Some(mut place) = self.table.place(index) else { return };
         let (event, flags) = (EventData::new_u64(FIRST_CONNECTION + index as u64), flags | EventFlags::ONESHOT);
         let is_watched = std::mem::replace(&mut connection.is_watched, true);
+        let held = connection.held();
+        connection.slot.hold(held);
         // Under the lock of its place: another thread may be woken for it at once and has to find it.
         let connection = place.insert(connection);
         let armed = if is_watched {
@@ -357,22 +360,48 @@ impl Shared<'_> {
     /// Close idle connections, those first that would be closed first, to make room for new ones.
     pub(super) fn make_room(&self, wanted: usize) {
         let is_idle = |connection: &Connection| connection.phase == Phase::Idle;
-        let mut idle: Vec<(u64, usize)> = Vec::new();
+        for connection in self.closest_to_their_end(is_idle).take(wanted) {
+            drop(connection);
+        }
+    }
+
+    /// Where requests and responses that wait for their clients have become too many bytes, close the connections that have waited
+    /// longest, until a quarter of the room is free.
+    pub(super) fn relieve(&self) {
+        let most = self.config.clients.connection_memory;
+        if self.table.held() <= most {
+            return;
+        }
+        let holds = |connection: &Connection| connection.held() > 0 && connection.phase != Phase::Ready;
+        let mut closed = 0;
+        for connection in self.closest_to_their_end(holds) {
+            connection.abort();
+            closed += 1;
+            if self.table.held() <= most / 4 * 3 {
+                break;
+            }
+        }
+        if closed > 0 {
+            let message = "slow clients made connections hold too much (--connection-memory): those that waited longest were closed";
+            self.control.limited("log", "warning", message);
+        }
+    }
+
+    /// Connections in their places, taken one by one, those first whose time is over first.
+    fn closest_to_their_end(&self, is_meant: impl Fn(&Connection) -> bool) -> impl Iterator<Item = Box<Connection>> {
+        let mut found: Vec<(u64, usize)> = Vec::new();
         for index in self.table.indexes() {
             if let Some(place) = self.table.place(index)
-                && let Some(connection) = place.as_deref().filter(|connection| is_idle(connection))
+                && let Some(connection) = place.as_deref().filter(|connection| is_meant(connection))
             {
-                idle.push((connection.expires, index));
+                found.push((connection.expires, index));
             }
         }
-        idle.sort_unstable();
-        for (_, index) in idle.into_iter().take(wanted) {
-            if let Some(mut place) = self.table.place(index)
-                && place.as_deref().is_some_and(is_idle)
-            {
-                drop(place.take());
-            }
-        }
+        found.sort_unstable();
+        found.into_iter().filter_map(move |(_, index)| {
+            let mut place = self.table.place(index)?;
+            if place.as_deref().is_some_and(&is_meant) { place.take() } else { None }
+        })
     }
 }
 

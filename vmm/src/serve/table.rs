@@ -17,6 +17,8 @@ pub(super) struct Table {
 struct Free {
     indexes: Mutex<Vec<u32>>,
     taken: AtomicUsize,
+    /// What the connections in their places hold, bytes.
+    held: AtomicUsize,
     /// No place beyond has ever been taken.
     touched: AtomicUsize,
 }
@@ -25,13 +27,20 @@ struct Free {
 #[derive(Debug)]
 pub(super) struct Slot {
     index: u32,
+    /// What was last said to be held.
+    held: usize,
     free: Arc<Free>,
 }
 
 impl Table {
     pub(super) fn new(size: u32) -> Self {
         // The lowest are taken first: what looks at all places looks at few.
-        let free = Free { indexes: Mutex::new((0..size).rev().collect()), taken: AtomicUsize::new(0), touched: AtomicUsize::new(0) };
+        let free = Free {
+            indexes: Mutex::new((0..size).rev().collect()),
+            taken: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            touched: AtomicUsize::new(0),
+        };
         Self { places: (0..size).map(|_| Mutex::default()).collect(), free: Arc::new(free) }
     }
 
@@ -40,12 +49,17 @@ impl Table {
         let index = lock(&self.free.indexes).pop()?;
         self.free.taken.fetch_add(1, Ordering::AcqRel);
         self.free.touched.fetch_max(index as usize + 1, Ordering::AcqRel);
-        Some(Slot { index, free: self.free.clone() })
+        Some(Slot { index, held: 0, free: self.free.clone() })
     }
 
     /// How many connections are open.
     pub(super) fn open(&self) -> usize {
         self.free.taken.load(Ordering::Acquire)
+    }
+
+    /// Bytes of requests and responses that wait in connections, as these have said when they were put into their places.
+    pub(super) fn held(&self) -> usize {
+        self.free.held.load(Ordering::Relaxed)
     }
 
     /// A place, locked.
@@ -63,10 +77,18 @@ impl Slot {
     pub(super) const fn index(&self) -> usize {
         self.index as usize
     }
+
+    /// Say how many bytes the connection holds now.
+    pub(super) fn hold(&mut self, bytes: usize) {
+        // One addition, which wraps where the number falls: nobody sees a sum in between.
+        self.free.held.fetch_add(bytes.wrapping_sub(self.held), Ordering::Relaxed);
+        self.held = bytes;
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.hold(0);
         lock(&self.free.indexes).push(self.index);
         self.free.taken.fetch_sub(1, Ordering::AcqRel);
     }
@@ -82,9 +104,16 @@ mod tests {
         let (first, second) = (table.claim().unwrap(), table.claim().unwrap());
         assert_eq!((first.index(), second.index(), table.open()), (0, 1, 2));
         assert!(table.claim().is_none());
+        let mut second = second;
+        for (bytes, sum) in [(10, 10), (3, 3), (0, 0), (7, 7)] {
+            second.hold(bytes);
+            assert_eq!(table.held(), sum);
+        }
         drop(first);
         assert_eq!(table.claim().map(|slot| slot.index()), Some(0));
         assert_eq!(table.open(), 1);
         assert_eq!(table.indexes(), 0..2);
+        drop(second);
+        assert_eq!(table.held(), 0);
     }
 }

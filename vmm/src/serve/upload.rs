@@ -77,6 +77,11 @@ impl Upload {
         }
     }
 
+    /// Bytes that wait here, beside those in the input.
+    pub(super) const fn held(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Bytes of the input that belong to it.
     pub(super) fn bytes_in(&self, input: &Buffer) -> usize {
         match &self.framing {

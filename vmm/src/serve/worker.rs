@@ -215,6 +215,7 @@ impl<'a> Watch<'a> {
     }
 
     fn look_after_connections(&mut self, now: u64) {
+        self.shared.relieve();
         if now.saturating_sub(self.swept_at) >= SWEEP_NS {
             self.swept_at = now;
             self.shared.sweep(self.desk());
