@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from kvmserver import machine
 from kvmserver.channel import Message
-from kvmserver.log import escape
+from kvmserver.log import LOGGER, escape
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _STDOUT = 1
 _NS_PER_MS = 1_000_000
+_NS_PER_S = 1_000_000_000
 
 
 def write_line(text: str) -> None:
@@ -60,6 +61,14 @@ class StartOutput:
         self.close()
         self._done = True
         write_line(self.loaded_line(message, machine.resident_bytes()))
+        LOGGER.debug("%s", self.forked_line(message))
+
+    def forked_line(self, message: Message) -> str:
+        """How long the forks took, which is what a restart costs beside the start and the warm-up."""
+        processes = int(message["workers"])
+        noun = "process" if processes == 1 else "processes"
+        seconds = int(message["fork_ns"]) / _NS_PER_S
+        return f"{self._threads} request VMs in {processes} {noun} ready {seconds:.3f} s after the snapshot"
 
     def loaded_line(self, message: Message, rss_bytes: int) -> str:
         """The line that tells tools that requests are answered from now on."""

@@ -51,6 +51,7 @@ class Tenant:
             return 0
         warmup_ns = self._warm_up(sandbox)
         snapshot = sandbox.snapshot()
+        snapshot_ns = time.monotonic_ns()
         del sandbox
         if self._storage is not None:
             self._storage.suspend(_DURING_WARM_UP)
@@ -59,7 +60,7 @@ class Tenant:
                 listen.begin(fd)
         else:
             snapshot.open_listeners()
-        self._serve(snapshot, warmup_ns)
+        self._serve(snapshot, warmup_ns, snapshot_ns)
         return 0
 
     def _load(self) -> _vmm.Sandbox:
@@ -113,7 +114,7 @@ class Tenant:
         if failed:
             storage.suspend(when)
 
-    def _serve(self, snapshot: _vmm.Snapshot, warmup_ns: int) -> None:
+    def _serve(self, snapshot: _vmm.Snapshot, warmup_ns: int, snapshot_ns: int) -> None:
         threads = self._shares()
 
         def serve(number: int, share: int, control_fd: int, is_first_life: bool) -> None:
@@ -135,6 +136,7 @@ class Tenant:
         serving = {
             "event": "serving",
             "warmup_ns": warmup_ns,
+            "fork_ns": time.monotonic_ns() - snapshot_ns,
             "workers": len(threads),
             "snapshot_bytes": snapshot.bytes(),
         }

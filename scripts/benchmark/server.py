@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,15 +19,29 @@ START_S = 60.0
 class Server:
     """A started server process with its log in a file."""
 
-    def __init__(self, words: Sequence[str], port: int, directory: Path, isolated: bool) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        port: int,
+        directory: Path,
+        isolated: bool,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.port = port
         self.isolated = isolated
         self._log = directory / f"{port}.log"
         self._out = directory / f"{port}.out"
-        environment = os.environ | {"DENO_V8_FLAGS": DENO_V8_FLAGS, "NO_COLOR": "1"}
+        settings = {"DENO_V8_FLAGS": DENO_V8_FLAGS, "NODE_ENV": "production", "NO_COLOR": "1", **(environment or {})}
         with self._log.open("wb") as log, self._out.open("wb") as out:
             self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment, start_new_session=True
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env=os.environ | settings,
+                cwd=cwd,
+                start_new_session=True,
             )
         self._words = words
 
@@ -55,6 +69,10 @@ class Server:
                 return {name: float(number) for name, number in re.findall(r"([\w.]+)=([\d.]+)", lines[-1])}
             time.sleep(0.01)
         raise RuntimeError("kvmserver does not answer SIGUSR1 with its statistics")
+
+    def log(self) -> str:
+        """What it has written to standard error."""
+        return self._log.read_text(errors="replace")
 
     @property
     def process_id(self) -> int:

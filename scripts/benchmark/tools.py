@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -40,11 +41,23 @@ def compile_program(source: Path, directory: Path, *options: str) -> str:
     return str(output)
 
 
+def output_of(words: Sequence[str]) -> str:
+    """The standard output of a program."""
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody uses at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _commit() -> str:
+    """Of this working tree; ``+`` where it was changed since."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def machine() -> dict[str, object]:
@@ -56,6 +69,7 @@ def machine() -> dict[str, object]:
         "kernel": platform.release(),
         "load": os.getloadavg()[0],
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": _commit(),
     }
     try:
         from kvmserver import _vmm

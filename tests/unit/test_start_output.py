@@ -39,12 +39,18 @@ def test_words_that_do_not_apply_are_left_out(capfd: pytest.CaptureFixture[str])
 def test_a_second_start_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     output = make(3, True)
     output.ready(READY)
-    output.serving({"warmup_ns": 1})
+    output.serving({"warmup_ns": 1, "workers": 1, "fork_ns": 1})
     capfd.readouterr()
     output.storage_ready({"init_ns": 1})
     output.ready(READY)
     output.progress(1)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("workers", "words"), [(1, "in 1 process ready"), (7, "in 7 processes ready")])
+def test_the_line_about_the_forks(workers: int, words: str) -> None:
+    line = make(0, True, 200).forked_line({"workers": workers, "fork_ns": 1_234_500_000})
+    assert line == f"200 request VMs {words} 1.234 s after the snapshot"
 
 
 def test_a_line_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,3 @@
+module kvmserver.example/hello
+
+go 1.19

@@ -1,0 +1,167 @@
+"""What a run of ``scripts/bench serving`` has found: the content of its JSON, and the figures that follow from it.
+
+Tables, the chart and the targets are made from this alone, so that they can be made again from a file. Every ratio is
+the median of the ratios within each round: two runs a second apart had the same machine, two rounds may not have had.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+NATIVE = "native"
+KEPT, NEW = "keep-alive", "new connections"
+
+
+class Sample(BaseModel):
+    """One run of wrk. Its latencies begin when a request is sent; ``each_us`` has the connection in it."""
+
+    p50_us: float
+    p99_us: float
+    max_us: float
+    each_us: float
+    requests_per_s: float
+    errors: int
+
+    @property
+    def tail(self) -> float:
+        """p99 as a multiple of p50."""
+        return self.p99_us / max(self.p50_us, 1.0)
+
+
+class OpenSample(BaseModel):
+    """One run at a constant rate; latencies count from the instant at which a request was due."""
+
+    rate: float
+    requests_per_s: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+    errors: int
+    unfinished: int
+
+
+class Row(BaseModel):
+    """One variant of a program over one kind of connection: samples by number of clients, and by share of its rate."""
+
+    program: str
+    variant: str
+    kind: str
+    closed: dict[int, list[Sample]] = Field(default_factory=dict)
+    open: dict[float, list[OpenSample]] = Field(default_factory=dict)
+    # Of kvmserver, for each request.
+    counters: dict[str, float] = Field(default_factory=dict)
+
+    def values(self, name: str, clients: int) -> list[float]:
+        """One figure of all rounds."""
+        return [float(getattr(sample, name)) for sample in self.closed.get(clients, [])]
+
+    def median(self, name: str, clients: int) -> float | None:
+        """The median over the rounds; None where nothing was measured."""
+        return median(self.values(name, clients))
+
+    def best_rate(self) -> float | None:
+        """The largest of the median rates, over all numbers of clients."""
+        rates = [rate for clients in self.closed if (rate := self.median("requests_per_s", clients)) is not None]
+        return max(rates, default=None)
+
+    @property
+    def errors(self) -> int:
+        """Of all rounds."""
+        runs: list[Sequence[Sample | OpenSample]] = [*self.closed.values(), *self.open.values()]
+        return sum(sample.errors for samples in runs for sample in samples)
+
+
+class Footprint(BaseModel):
+    """What a program costs beside its requests."""
+
+    program: str
+    start_native_s: float
+    start_isolated_s: float
+    memory_mib: float
+    memory_per_vm_mib: float
+
+
+class PageFacts(BaseModel):
+    """The page that was rendered: how large it is, and how long one rendering takes natively, without a server."""
+
+    items: int
+    rendering_us: float
+    response_bytes: int
+
+
+class Pair(BaseModel):
+    """Requests a second without and with something, measured one after the other."""
+
+    without: float
+    with_it: float
+
+    @property
+    def ratio(self) -> float:
+        """With as a share of without."""
+        return self.with_it / max(self.without, 1e-9)
+
+
+class Checks(BaseModel):
+    """Experiments of their own, for single promises."""
+
+    # By program: one VM, and two.
+    two_vms: dict[str, list[Pair]] = Field(default_factory=dict)
+    # By program: one process, and two, for what two CPUs give that also run the client.
+    two_natives: dict[str, list[Pair]] = Field(default_factory=dict)
+    idle_connections: int = 0
+    idle: list[Pair] = Field(default_factory=list)
+    many_vms: int = 0
+    many_vms_processes: int = 0
+    many_vms_s: list[float] = Field(default_factory=list)
+
+
+class Report(BaseModel):
+    """All of it."""
+
+    machine: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    page: PageFacts | None = None
+    rows: list[Row] = Field(default_factory=list)
+    footprints: list[Footprint] = Field(default_factory=list)
+    checks: Checks = Field(default_factory=Checks)
+
+    def row(self, program: str, variant: str, kind: str) -> Row | None:
+        """One row, if it was measured."""
+        wanted = (program, variant, kind)
+        return next((row for row in self.rows if (row.program, row.variant, row.kind) == wanted), None)
+
+    def native_of(self, row: Row) -> Row | None:
+        """What a row is compared with: the program as an ordinary process, over the same kind of connection."""
+        return self.row(row.program, NATIVE, row.kind)
+
+    def versus_native(self, row: Row, name: str, clients: int) -> list[float]:
+        """A figure as a multiple of native's, in each round."""
+        native = self.native_of(row)
+        return [] if native is None else ratios(row.values(name, clients), native.values(name, clients))
+
+    def clients(self) -> list[int]:
+        """The numbers of clients that were measured."""
+        return sorted({clients for row in self.rows for clients in row.closed})
+
+
+def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Of each round that both have."""
+    return [value / other for value, other in zip(values, others, strict=False) if other > 0]
+
+
+def median(values: Sequence[float]) -> float | None:
+    """None of nothing."""
+    return float(statistics.median(values)) if values else None
+
+
+def with_spread(values: Sequence[float], show: Callable[[float], str]) -> str:
+    """The median with the lowest and the highest; empty where there is nothing."""
+    middle = median(values)
+    if middle is None:
+        return ""
+    spread = f" ({show(min(values))} to {show(max(values))})" if len(values) > 1 else ""
+    return f"{show(middle)}{spread}"
