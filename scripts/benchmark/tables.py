@@ -99,27 +99,36 @@ def open_loop(report: Report) -> TextTable:
     for row in report.rows:
         for fraction, samples in row.open.items():
             names = ("rate", "p50_us", "p90_us", "p99_us", "p999_us", "max_us")
-            figures = [_middle([getattr(sample, name) for sample in samples], _whole) for name in names]
+            figures = tuple(_middle([getattr(sample, name) for sample in samples], _whole) for name in names)
             tail = _middle([sample.p99_us / max(sample.p50_us, 1) for sample in samples], _tenths)
             failed = sum(sample.errors + sample.unfinished for sample in samples)
             rows.append((row.program, row.variant, row.kind, f"{fraction:.0%}", *figures, tail, str(failed)))
-    names = ("of its best rate", "requests/s", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us", "p99/p50", "failed")
+    headings = (
+        "of its best rate",
+        "requests/s",
+        "p50 us",
+        "p90 us",
+        "p99 us",
+        "p99.9 us",
+        "max us",
+        "p99/p50",
+        "failed",
+    )
     title = "Open loop: a constant rate, latency from the instant at which a request was due"
-    return TextTable(title, ("program", "variant", "connections", *names), rows, left=3)
+    return TextTable(title, ("program", "variant", "connections", *headings), rows, left=3)
 
 
 # Name in the statistics of kvmserver, heading, what it is divided by.
 COUNTERS = (
     ("exits", "exits", 1),
-    ("system_calls", "system calls", 1),
-    ("fast_calls", "of them in the guest", 1),
-    ("host_calls", "by the host", 1),
+    ("system_calls", "calls by the host", 1),
+    ("calls_in_guest", "calls in the guest", 1),
     ("faults", "faults", 1),
     ("switches", "switches", 1),
     ("dirty_pages", "dirty pages", 1),
-    ("copied_pages", "copied pages", 1),
+    # Pages of 4 KiB.
+    ("copied_pages", "copied KiB", 0.25),
     ("dropped_pages", "dropped pages", 1),
-    ("copied_bytes", "copied KiB", 1024),
     ("run_ns", "run us", 1000),
     ("reset_ns", "reset us", 1000),
 )
