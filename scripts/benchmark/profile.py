@@ -31,7 +31,8 @@ from benchmark.variants import RESET, VARIANTS
 
 DEFAULT_PROGRAMS = ("C hello", "Deno hello")
 FREQUENCY = 2999
-GUEST = "guest: the program itself"
+# Interrupts are off while KVM goes into the guest, so that the timer of perf hits the first instruction behind that.
+GUEST = "guest, and the way into it with interrupts off"
 _US = 1e6
 
 # What a call chain that has one of these functions is counted as; the first rule that fits.
