@@ -26,8 +26,6 @@ APT_LINE = (
 )
 
 KERNEL_NEEDED = (5, 15)
-# PAGEMAP_SCAN, which --verify-reset and the snapshot of a relocated program use, came with this kernel.
-KERNEL_WITH_PAGEMAP_SCAN = (6, 7)
 MEMORY_RECOMMENDED_BYTES = 512 << 20
 MAP_COUNT_NEEDED = 32 * 300 + 2000
 OPEN_FILES_RECOMMENDED = 4096
@@ -38,7 +36,6 @@ SLOW_EXIT_NS = 10_000
 
 _NR_LANDLOCK_CREATE_RULESET = 444
 _LANDLOCK_CREATE_RULESET_VERSION = 1
-_PAGEMAP_SCAN = 0xC0606610
 
 
 @dataclass(frozen=True)
@@ -120,9 +117,12 @@ def judge_kvm(found: dict[str, Any]) -> Result:
 def judge_replacements(found: dict[str, Any]) -> Result:
     """Which features are absent that there is another way for."""
     missing = [name for name in fallbacks.SENTENCES if not found.get(name)]
-    advice = "; ".join(fallbacks.SENTENCES[name] for name in missing)
     return Result(
-        "KVM at full speed", not missing, f"without {', '.join(missing)}" if missing else "yes", advice, False
+        "kernel features",
+        not missing,
+        f"missing: {', '.join(missing)}" if missing else "all that kvmserver uses",
+        fallbacks.advice(missing),
+        False,
     )
 
 
@@ -153,13 +153,6 @@ def check_kernel() -> Result:
     version = _kernel_version(release)
     ok = version >= KERNEL_NEEDED
     return Result("kernel", ok, release, "" if ok else f"use Linux {KERNEL_NEEDED[0]}.{KERNEL_NEEDED[1]} or newer")
-
-
-def check_pagemap_scan() -> Result:
-    """The PAGEMAP_SCAN ioctl, tried on ourselves with an empty range."""
-    ok = _kernel_version(platform.release()) >= KERNEL_WITH_PAGEMAP_SCAN and _has_pagemap_scan()
-    advice = "" if ok else "--verify-reset reads page maps instead, which is slower: use Linux 6.7 or newer"
-    return Result("PAGEMAP_SCAN", ok, "available" if ok else "not available", advice, needed=False)
 
 
 def check_landlock() -> Result:
@@ -228,7 +221,6 @@ CHECKS: tuple[Callable[[], Result], ...] = (
     check_kvm_features,
     check_kvm_replacements,
     check_kvm_speed,
-    check_pagemap_scan,
     check_landlock,
     check_memory,
     check_cpus,
@@ -293,20 +285,3 @@ def _kernel_version(release: str) -> tuple[int, int]:
 
 def _read_number(path: str) -> int:
     return int(Path(path).read_text(encoding="ascii"))
-
-
-class _PmScanArg(ctypes.Structure):
-    """struct pm_scan_arg of linux/fs.h: 12 words of 64 bits."""
-
-    _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("size", "flags", "start", "end", "walk_end", "vec", "vec_len")),
-        *((name, ctypes.c_uint64) for name in ("max_pages", "category_inverted", "category_mask")),
-        *((name, ctypes.c_uint64) for name in ("category_anyof_mask", "return_mask")),
-    ]
-
-
-def _has_pagemap_scan() -> bool:
-    argument = _PmScanArg(size=ctypes.sizeof(_PmScanArg))
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/self/pagemap", "rb") as pagemap:
-        return bool(libc.ioctl(pagemap.fileno(), ctypes.c_ulong(_PAGEMAP_SCAN), ctypes.byref(argument)) >= 0)

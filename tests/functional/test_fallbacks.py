@@ -31,7 +31,8 @@ __all__ = [
 
 FEATURES = {
     "dirty-ring": "this KVM has no dirty ring",
-    "sync-registers": "this KVM has no sync registers",
+    "sync-registers": "this KVM has no synchronised registers",
+    "pagemap-scan": "this kernel has no PAGEMAP_SCAN",
 }
 
 

@@ -37,10 +37,10 @@ def test_missing_capabilities_are_named() -> None:
 
 
 def test_what_can_be_replaced_is_a_warning() -> None:
-    whole = {"dirty_ring": True, "sync_registers": True}
+    whole = {"dirty_ring": True, "sync_registers": True, "pagemap_scan": True}
     assert doctor.judge_replacements(whole).ok
     result = doctor.judge_replacements({**whole, "dirty_ring": False})
-    assert (result.ok, result.needed, result.detail) == (False, False, "without dirty_ring")
+    assert (result.ok, result.needed, result.detail) == (False, False, "missing: dirty_ring")
     assert "bitmap" in result.advice
 
 

@@ -278,8 +278,8 @@ fn probe() -> PyResult<String> {
 #[pyfunction]
 fn kvm_fallbacks() -> PyResult<Vec<&'static str>> {
     let host = Host::get().map_err(|failure| error("kvm", failure, KVM_HINT))?;
-    let Capabilities { dirty_ring, sync_registers, .. } = host.capabilities();
-    Ok([("dirty_ring", dirty_ring), ("sync_registers", sync_registers)]
+    let Capabilities { dirty_ring, sync_registers, pagemap_scan, .. } = host.capabilities();
+    Ok([("dirty_ring", dirty_ring), ("sync_registers", sync_registers), ("pagemap_scan", pagemap_scan)]
         .into_iter()
         .filter(|(_, has)| !**has)
         .map(|(name, _)| name)

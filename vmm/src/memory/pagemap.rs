@@ -83,6 +83,13 @@ impl Pagemap {
         }
     }
 
+    /// Whether this kernel has the ioctl (Linux 6.7), and it is not withheld.
+    #[must_use]
+    pub fn has_scan(&self) -> bool {
+        let page = std::ptr::from_ref(self) as u64 & !(PAGE - 1);
+        self.scan_by_ioctl(page, page + PAGE).is_ok()
+    }
+
     fn scan_without_ioctl(&self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, Errno> {
         if end - start < LARGE_RANGE {
             return self.scan_by_reading(start, end);

@@ -9,6 +9,7 @@ use super::area::Area;
 use super::memslots::Memslots;
 use super::{Host, OpenKvmError, cpu_state};
 use crate::linux::clock::host_monotonic;
+use crate::memory::Pagemap;
 use crate::withheld::{Feature, withheld};
 
 /// In which mode the processor arrives at the system-call entry, and so which instruction returns from it.
@@ -32,6 +33,8 @@ pub struct Capabilities {
     pub dirty_ring: bool,
     /// KVM_CAP_SYNC_REGS with general and special registers; else they travel by ioctls.
     pub sync_registers: bool,
+    /// The PAGEMAP_SCAN ioctl; else page maps are read.
+    pub pagemap_scan: bool,
     /// KVM_CAP_IMMEDIATE_EXIT.
     pub immediate_exit: bool,
     /// KVM_CAP_MEMORY_FAULT_INFO.
@@ -75,6 +78,7 @@ pub(super) fn open() -> Result<Host, OpenKvmError> {
         entry: EntryKind::UserMode,
         dirty_ring: (extension(CAP_DIRTY_LOG_RING) > 0 || extension(CAP_DIRTY_LOG_RING_ACQ_REL) > 0) && !Feature::DirtyRing.is_withheld(),
         sync_registers: kvm.check_extension_int(Cap::SyncRegs) & 3 == 3 && !Feature::SyncRegisters.is_withheld(),
+        pagemap_scan: Pagemap::open().is_ok_and(|pagemap| pagemap.has_scan()),
         immediate_exit: true,
         memory_fault_info: extension(CAP_MEMORY_FAULT_INFO) > 0,
         rip_behind_out: true,
