@@ -26,7 +26,7 @@ def probe() -> str:
     """
 
 def kvm_fallbacks() -> list[str]:
-    """Names of the features that this machine's kernel lacks and that something slower is done for (keys of fallbacks.SENTENCES).
+    """Features that this kernel lacks and that something slower is done for (keys of fallbacks.SENTENCES).
 
     Raises VmmError of kind ``"kvm"`` where ``/dev/kvm`` is missing or may not be opened.
     """
