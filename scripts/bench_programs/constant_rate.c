@@ -8,21 +8,11 @@
  *
  * One thread and one epoll set, so that as little as possible is taken from the server that is measured.
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
+#include "http.h"
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 enum { HEAD_BYTES = 16384, CONNECTIONS_MAX = 4096 };
 static const int64_t SECOND = 1000000000, GRACE = 2000000000;
@@ -31,7 +21,7 @@ static const int64_t SECOND = 1000000000, GRACE = 2000000000;
  * chunked one. */
 enum stage { IDLE, CONNECTING, HEAD, LENGTH, CHUNKED };
 
-struct connection {
+struct exchange {
     int fd;
     enum stage stage;
     int64_t due;      /* of the request that it carries */
@@ -42,7 +32,7 @@ struct connection {
 };
 
 static struct sockaddr_in server;
-static struct connection *connections;
+static struct exchange *exchanges;
 static int epoll, keep;
 static char request[256];
 static uint32_t *latencies; /* microseconds */
@@ -55,28 +45,22 @@ static int64_t now(void)
     return time.tv_sec * SECOND + time.tv_nsec;
 }
 
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static int connect_to_server(struct connection *client)
+static int connect_to_server(struct exchange *client)
 {
     int one = 1;
     client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (client->fd < 0)
-        die("socket");
+        fail("socket");
     setsockopt(client->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (connect(client->fd, (struct sockaddr *)&server, sizeof server) != 0 && errno != EINPROGRESS)
         return -1;
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = client};
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, client->fd, &event) != 0)
-        die("epoll_ctl");
+        fail("epoll_ctl");
     return 0;
 }
 
-static void disconnect(struct connection *client)
+static void disconnect(struct exchange *client)
 {
     if (client->fd >= 0)
         close(client->fd);
@@ -84,14 +68,14 @@ static void disconnect(struct connection *client)
     client->stage = IDLE;
 }
 
-static void failed(struct connection *client)
+static void failed(struct exchange *client)
 {
     errors++;
     disconnect(client);
 }
 
 /* A short request fits into an empty socket; it has to wait only while the server's backlog is full. */
-static void send_request(struct connection *client)
+static void send_request(struct exchange *client)
 {
     ssize_t length = (ssize_t)strlen(request), done = send(client->fd, request, (size_t)length, MSG_NOSIGNAL);
     if (done == length)
@@ -100,7 +84,7 @@ static void send_request(struct connection *client)
         failed(client);
 }
 
-static void begin(struct connection *client, int64_t due)
+static void begin(struct exchange *client, int64_t due)
 {
     client->due = due;
     client->used = 0;
@@ -111,13 +95,13 @@ static void begin(struct connection *client, int64_t due)
         send_request(client);
 }
 
-static void note_latency(const struct connection *client, uint64_t index, int64_t at)
+static void note_latency(const struct exchange *client, uint64_t index, int64_t at)
 {
     int64_t microseconds = (at - client->due) / 1000;
     latencies[index] = microseconds > UINT32_MAX ? UINT32_MAX : (uint32_t)microseconds;
 }
 
-static void answered(struct connection *client, int64_t at)
+static void answered(struct exchange *client, int64_t at)
 {
     note_latency(client, completed++, at);
     client->stage = IDLE;
@@ -125,20 +109,8 @@ static void answered(struct connection *client, int64_t at)
         disconnect(client);
 }
 
-/* The value of a header of the zero-terminated head, or NULL. */
-static const char *header(const char *head, const char *name)
-{
-    size_t length = strlen(name);
-    for (const char *line = strstr(head, "\r\n"); line; line = strstr(line, "\r\n")) {
-        line += 2;
-        if (strncasecmp(line, name, length) == 0 && line[length] == ':')
-            return line + length + 1 + strspn(line + length + 1, " \t");
-    }
-    return NULL;
-}
-
 /* Takes body bytes; whether the response is complete. */
-static int take_body(struct connection *client, const char *data, size_t length)
+static int take_body(struct exchange *client, const char *data, size_t length)
 {
     if (client->stage == LENGTH) {
         client->missing -= length < client->missing ? length : client->missing;
@@ -158,7 +130,7 @@ static int take_body(struct connection *client, const char *data, size_t length)
 }
 
 /* Takes bytes of a response; 1 when it is complete, 0 when more has to come, -1 when it is none, or no success. */
-static int take(struct connection *client, const char *data, size_t length)
+static int take(struct exchange *client, const char *data, size_t length)
 {
     if (client->stage != HEAD)
         return take_body(client, data, length);
@@ -178,7 +150,7 @@ static int take(struct connection *client, const char *data, size_t length)
     end[2] = '\0';
     if (strncmp(client->head, "HTTP/1.1 200", 12) != 0)
         return -1;
-    const char *size = header(client->head, "Content-Length"), *coding = header(client->head, "Transfer-Encoding");
+    const char *size = http_header(client->head, "Content-Length"), *coding = http_header(client->head, "Transfer-Encoding");
     if (!size && !(coding && strncasecmp(coding, "chunked", 7) == 0))
         return -1;
     client->stage = size ? LENGTH : CHUNKED;
@@ -189,7 +161,7 @@ static int take(struct connection *client, const char *data, size_t length)
     return body > 0 ? take_body(client, end + 4, body) : 0;
 }
 
-static void receive(struct connection *client)
+static void receive(struct exchange *client)
 {
     static char buffer[262144];
     while (client->fd >= 0) {
@@ -212,11 +184,11 @@ static void receive(struct connection *client)
     }
 }
 
-static struct connection *find_idle(int count)
+static struct exchange *find_idle(int count)
 {
     static int next;
     for (int i = 0; i < count; i++) {
-        struct connection *client = &connections[(next + i) % count];
+        struct exchange *client = &exchanges[(next + i) % count];
         if (client->stage == IDLE) {
             next = (next + i + 1) % count;
             return client;
@@ -232,9 +204,9 @@ static void wait_until(int64_t instant)
     struct epoll_event events[64];
     int count = epoll_pwait2(epoll, events, 64, &limit, NULL);
     if (count < 0 && errno != EINTR)
-        die("epoll_pwait2");
+        fail("epoll_pwait2");
     for (int i = 0; i < count; i++) {
-        struct connection *client = events[i].data.ptr;
+        struct exchange *client = events[i].data.ptr;
         if (client->stage == CONNECTING)
             send_request(client);
         receive(client);
@@ -247,10 +219,10 @@ static uint64_t add_unfinished(int64_t start, double interval, int count)
     uint64_t known = completed;
     int64_t at = now();
     for (int i = 0; i < count; i++)
-        if (connections[i].stage != IDLE)
-            note_latency(&connections[i], known++, at);
+        if (exchanges[i].stage != IDLE)
+            note_latency(&exchanges[i], known++, at);
     for (uint64_t i = sent; i < total; i++) {
-        struct connection unsent = {.due = start + (int64_t)((double)i * interval)};
+        struct exchange unsent = {.due = start + (int64_t)((double)i * interval)};
         note_latency(&unsent, known++, at);
     }
     return known;
@@ -262,7 +234,7 @@ static uint64_t run(double rate, int count)
     double interval = 1e9 / rate;
     int64_t start = now(), end = start + (int64_t)((double)total * interval) + GRACE;
     while (completed + errors < total && now() < end) {
-        struct connection *client;
+        struct exchange *client;
         int64_t due = start + (int64_t)((double)sent * interval);
         while (sent < total && due <= now() && (client = find_idle(count)) != NULL) {
             begin(client, due);
@@ -296,14 +268,14 @@ int main(int argc, char **argv)
     snprintf(request, sizeof request, "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n", keep ? "" : "Connection: close\r\n");
     prctl(PR_SET_TIMERSLACK, 1); /* nanoseconds: by default a timer may be 50 us late */
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    connections = calloc((size_t)count, sizeof *connections);
+    exchanges = calloc((size_t)count, sizeof *exchanges);
     latencies = calloc(total, sizeof *latencies);
-    if (epoll < 0 || !connections || !latencies)
-        die("start");
+    if (epoll < 0 || !exchanges || !latencies)
+        fail("start");
     for (int i = 0; i < count; i++) {
-        connections[i].fd = -1;
-        if (keep && connect_to_server(&connections[i]) != 0)
-            die("connect");
+        exchanges[i].fd = -1;
+        if (keep && connect_to_server(&exchanges[i]) != 0)
+            fail("connect");
     }
     int64_t begin_ns = now();
     uint64_t known = run(rate, count);

@@ -13,8 +13,7 @@ CLIENTS = 1
 WIDTH = 760
 LABEL_WIDTH = 190
 NUMBER_WIDTH = 110
-BAR, GAP, GROUP_GAP, TOP, BOTTOM = 15, 3, 16, 62, 38
-# Of one decade to the next: what is 100 times slower is not 100 times longer.
+STEP, GROUP_GAP, TOP, BOTTOM, RADIUS = 18, 14, 62, 38, 5
 _STYLE = """
 text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
 .title { font-size: 15px; font-weight: 600; }
@@ -39,7 +38,7 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f232
 
 @dataclass(frozen=True)
 class Series:
-    """One bar of each program."""
+    """One point of each program."""
 
     label: str
     variant: str
@@ -47,16 +46,17 @@ class Series:
     color: str
 
 
+# Points on a logarithmic axis, no points: what is 100 times slower is not 100 times longer.
 SERIES = (
-    Series("native process", NATIVE, KEPT, "native"),
-    Series("kvmserver, a fresh VM for every request", RESET, KEPT, "kvmserver"),
-    Series("a fork for every request", FORK, NEW, "fork"),
-    Series("a process for every request", PROCESS, NEW, "process"),
+    Series("native", NATIVE, KEPT, "native"),
+    Series("kvmserver: a fresh VM for each request", RESET, KEPT, "kvmserver"),
+    Series("a fork for each", FORK, NEW, "fork"),
+    Series("a process for each", PROCESS, NEW, "process"),
 )
 
 
 @dataclass(frozen=True)
-class Bar:
+class Point:
     """A value of a series, microseconds."""
 
     series: Series
@@ -65,24 +65,24 @@ class Bar:
 
 @dataclass(frozen=True)
 class Group:
-    """The bars of one program."""
+    """The points of one program."""
 
     program: str
-    bars: Sequence[Bar]
+    points: Sequence[Point]
 
 
 def groups(report: Report) -> list[Group]:
     """What there is of each program; programs without an isolated row are left out."""
     found = []
     for program in dict.fromkeys(row.program for row in report.rows):
-        bars = []
+        points = []
         for series in SERIES:
             row = report.row(program, series.variant, series.kind)
             value = median(row.values("p50_us", CLIENTS)) if row else None
             if value is not None:
-                bars.append(Bar(series, value))
-        if any(bar.series.variant == RESET for bar in bars):
-            found.append(Group(program, bars))
+                points.append(Point(series, value))
+        if any(point.series.variant == RESET for point in points):
+            found.append(Group(program, points))
     return found
 
 
@@ -98,13 +98,13 @@ class _Drawing:
     def __init__(self, report: Report, found: Sequence[Group]) -> None:
         self._report = report
         self._groups = found
-        values = [bar.value for group in found for bar in group.bars]
+        values = [point.value for group in found for point in group.points]
         self._low = math.floor(math.log10(max(min(values), 1.0)))
         self._high = max(math.ceil(math.log10(max(values))), self._low + 1)
         self._height = TOP + BOTTOM + sum(_height(group) + GROUP_GAP for group in found)
 
     def lines(self) -> Iterator[str]:
-        label = "Time of one request by program: native, in kvmserver, and with a fork or a process for every request"
+        label = "Time of one request by program: native, in kvmserver, and with a fork or a process for each request"
         size = f'viewBox="0 0 {WIDTH} {self._height}" width="{WIDTH}" height="{self._height}"'
         yield f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">'
         yield f"<style>{_STYLE}</style>"
@@ -120,8 +120,8 @@ class _Drawing:
 
     def _legend(self) -> Iterator[str]:
         left = 0
-        for series in dict.fromkeys(bar.series for group in self._groups for bar in group.bars):
-            yield f'<rect class="{series.color}" x="{left}" y="32" width="11" height="11" rx="2"/>'
+        for series in dict.fromkeys(point.series for group in self._groups for point in group.points):
+            yield f'<circle class="{series.color}" cx="{left + RADIUS}" cy="38" r="{RADIUS}"/>'
             yield _text(left + 16, 42, series.label, "")
             left += 34 + round(len(series.label) * 6.2)
 
@@ -134,13 +134,13 @@ class _Drawing:
 
     def _group(self, group: Group, top: int) -> Iterator[str]:
         yield _text(0, top + _height(group) / 2 + 4, group.program, "name")
-        native = next((bar.value for bar in group.bars if bar.series.variant == NATIVE), None)
-        for index, bar in enumerate(group.bars):
-            y, end = top + index * (BAR + GAP), self._x(bar.value)
-            color, width = bar.series.color, max(end - LABEL_WIDTH, 1)
-            yield f'<rect class="{color}" x="{LABEL_WIDTH}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2"/>'
-            times = f" ({bar.value / native:,.1f}x)" if native and bar.series.variant != NATIVE else ""
-            yield _text(end + 6, y + BAR - 3, f"{bar.value:,.0f}{times}", "")
+        native = next((point.value for point in group.points if point.series.variant == NATIVE), None)
+        for index, point in enumerate(group.points):
+            x, y = self._x(point.value), top + index * STEP + STEP / 2
+            yield f'<line class="grid" x1="{LABEL_WIDTH}" y1="{y}" x2="{x:.1f}" y2="{y}"/>'
+            yield f'<circle class="{point.series.color}" cx="{x:.1f}" cy="{y}" r="{RADIUS}"/>'
+            times = f" ({point.value / native:,.1f}x)" if native and point.series.variant != NATIVE else ""
+            yield _text(x + RADIUS + 4, y + 4, f"{point.value:,.0f}{times}", "")
 
     def _x(self, value: float) -> float:
         share = (math.log10(max(value, 1.0)) - self._low) / (self._high - self._low)
@@ -150,11 +150,11 @@ class _Drawing:
         words = [str(self._report.machine[name]) for name in ("cpu", "kvm", "date") if name in self._report.machine]
         cpus = self._report.machine.get("cpus")
         words += [f"{cpus} CPUs"] if cpus else []
-        return ", ".join([*words, "-t 1"])
+        return ", ".join([*words, "-t 1"]) + ". Forks and processes over new connections, the others over a kept one."
 
 
 def _height(group: Group) -> int:
-    return len(group.bars) * (BAR + GAP) - GAP
+    return len(group.points) * STEP
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:
