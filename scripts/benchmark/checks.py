@@ -1,4 +1,4 @@
-"""Experiments of their own, for single promises: two VMs on two CPUs, idle connections, many VMs.
+"""Experiments of their own, for single promises: two VMs on two CPUs, idle and slow connections, many VMs.
 
 Each measures with and without in turn, so that a change of the machine's speed hits both.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark import tables
+from benchmark import slow_clients, tables
 from benchmark.load import wrk
 from benchmark.measuring import start
 from benchmark.programs import Program, make
@@ -44,6 +44,9 @@ def measure(options: argparse.Namespace, directory: Path, console: Console) -> C
     console.print("checking idle connections ...", highlight=False)
     checks.idle_connections = IDLE_CONNECTIONS
     checks.idle = _idle(make(IDLE_PROGRAM, directory), options, directory)
+    console.print("checking slow connections ...", highlight=False)
+    checks.slow_connections = slow_clients.CONNECTIONS
+    checks.slow, checks.slow_vms_held = slow_clients.measure(options.rounds, options.seconds, directory)
     console.print(f"checking {MANY_VMS} VMs ...", highlight=False)
     program = make(MANY_PROGRAM, directory)
     for _ in range(MANY_ROUNDS):

@@ -114,6 +114,11 @@ class Checks(BaseModel):
     two_natives: dict[str, list[Pair]] = Field(default_factory=dict)
     idle_connections: int = 0
     idle: list[Pair] = Field(default_factory=list)
+    # By mode of slowhttptest: without it, and beside it.
+    slow: dict[str, list[Pair]] = Field(default_factory=dict)
+    slow_connections: int = 0
+    # The most VMs that slow clients were ever found to hold; None where nobody looked.
+    slow_vms_held: int | None = None
     many_vms: int = 0
     many_vms_processes: int = 0
     many_vms_s: list[float] = Field(default_factory=list)

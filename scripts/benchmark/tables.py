@@ -175,6 +175,10 @@ def checks(report: Report) -> TextTable:
         *((f"{program}: two VMs instead of one", pairs) for program, pairs in found.two_vms.items()),
         *((f"{program}: two native processes instead of one", pairs) for program, pairs in found.two_natives.items()),
         (f"{found.idle_connections:,} idle kept connections beside the others", found.idle),
+        *(
+            (f"{found.slow_connections:,} connections of slowhttptest, {mode}", pairs)
+            for mode, pairs in found.slow.items()
+        ),
     ]
     for name, pairs in experiments:
         if pairs:

@@ -107,6 +107,11 @@ def _checks(report: Report) -> Iterator[Target]:
         yield _at_least(f"{program}: requests/s of two VMs / one VM's", 1.8, _pair_ratios(pairs))
     promise = f"{checks.idle_connections or 1000:,} idle kept connections: requests/s / without them"
     yield _at_least(promise, NO_COST, _pair_ratios(checks.idle))
+    for mode, pairs in checks.slow.items():
+        promise = f"{checks.slow_connections:,} connections with {mode}: requests/s / without them"
+        yield _at_least(promise, 0.9, _pair_ratios(pairs))
+    held = [] if checks.slow_vms_held is None else [float(checks.slow_vms_held)]
+    yield _at_most("VMs held by slow clients", 0, held, "")
     seconds = checks.many_vms_s
     yield _at_most(f"{checks.many_vms or 200} request VMs from the snapshot to ready", 3.0, seconds, " s")
 
