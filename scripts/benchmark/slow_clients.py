@@ -1,6 +1,6 @@
 """slowhttptest with a thousand connections, in each of its modes, beside wrk: what it costs others, and VMs held.
 
-An attacker's processor is elsewhere: slowhttptest, which computes all the time in some modes, runs at the lowest priority.
+An attacker computes elsewhere: slowhttptest, which does so all the time in some modes, runs at the lowest priority.
 """
 
 import signal
