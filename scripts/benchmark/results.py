@@ -133,6 +133,8 @@ class Report(BaseModel):
     rows: list[Row] = Field(default_factory=list)
     footprints: list[Footprint] = Field(default_factory=list)
     checks: Checks = Field(default_factory=Checks)
+    # What could not be measured, and why.
+    problems: list[str] = Field(default_factory=list)
 
     def row(self, program: str, variant: str, kind: str) -> Row | None:
         """One row, if it was measured."""
@@ -151,6 +153,22 @@ class Report(BaseModel):
     def clients(self) -> list[int]:
         """The numbers of clients that were measured."""
         return sorted({clients for row in self.rows for clients in row.closed})
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """One report of several runs; of what more than one has measured, the last one's counts."""
+    rows = {(row.program, row.variant, row.kind): row for report in reports for row in report.rows}
+    footprints = {one.program: one for report in reports for one in report.footprints}
+    checks = [report.checks.model_dump(exclude_defaults=True) for report in reports]
+    return Report(
+        machine=reports[0].machine,
+        settings=reports[0].settings,
+        page=next((report.page for report in reversed(reports) if report.page), None),
+        rows=list(rows.values()),
+        footprints=list(footprints.values()),
+        checks=Checks.model_validate({name: value for found in checks for name, value in found.items()}),
+        problems=[problem for report in reports for problem in report.problems],
+    )
 
 
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:

@@ -9,7 +9,10 @@ was promised and what was found. Parts: closed (wrk), open (a constant rate), fo
 
 import argparse
 import json
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -20,28 +23,44 @@ from benchmark.tools import machine
 from benchmark.variants import NAMES
 
 PARTS = ("closed", "open", "footprints", "checks")
+_PROGRAM_PARTS = {"closed", "open", "footprints"}
 CONNECTIONS = (1, 2, 8, 64)
 QUICK_CONNECTIONS = (1, 8)
 
 
 def run(options: argparse.Namespace, console: Console) -> str:
-    """Measure, show, and return everything as JSON."""
+    """Measure, show, and return everything as JSON; what there is so far is also in the file after each program."""
     _complete(options)
-    names = programs.chosen(options.only)
     report = Report(machine=machine(), settings={"rounds": options.rounds, "seconds": options.seconds})
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        for program_name in names:
-            _measure(program_name, options, directory, report, console)
+        for program in programs.chosen(options.only) if _PROGRAM_PARTS & set(options.parts) else ():
+            with _problems(program, report, console):
+                _measure(program, options, directory, report, console)
+            _save(options, report)
         if "checks" in options.parts:
-            report.checks = checks.measure(options, directory, console)
+            with _problems("checks", report, console):
+                report.checks = checks.measure(options, directory, console)
     tables.show(report, console)
     return as_json(report)
 
 
+@contextmanager
+def _problems(name: str, report: Report, console: Console) -> Iterator[None]:
+    """An hour of measuring is not thrown away because one program does not start; the report says that it did not."""
+    try:
+        yield
+    except (RuntimeError, OSError, subprocess.SubprocessError, SystemExit) as error:
+        report.problems.append(f"{name}: {error}")
+        console.print(f"error: {report.problems[-1]}", style="red", highlight=False, markup=False)
+
+
+def _save(options: argparse.Namespace, report: Report) -> None:
+    if options.json is not None and str(options.json) != "-":
+        options.json.write_text(as_json(report) + "\n")
+
+
 def _measure(name: str, options: argparse.Namespace, directory: Path, report: Report, console: Console) -> None:
-    if not {"closed", "open", "footprints"} & set(options.parts):
-        return
     console.print(f"measuring {name} ...", highlight=False)
     program = programs.make(name, directory)
     report.page = program.page or report.page
@@ -68,7 +87,7 @@ def _complete(options: argparse.Namespace) -> None:
         options.rounds, options.seconds = 1, 1.0
     options.connections = options.connections or (QUICK_CONNECTIONS if options.quick else CONNECTIONS)
     # A part of the programs is no whole run: the experiments have programs of their own.
-    partly = ("closed", "open", "footprints") if options.only or options.variant else PARTS
+    partly = tuple(part for part in PARTS if part in _PROGRAM_PARTS) if options.only or options.variant else PARTS
     options.parts = options.parts or (("closed",) if options.quick else partly)
     if "open" in options.parts and "closed" not in options.parts:
         # The rates are shares of what the closed loop reaches.

@@ -48,7 +48,7 @@ def all_tables(report: Report) -> Iterator[TextTable]:
 
 def show(report: Report, console: Console) -> None:
     """All of them on a terminal."""
-    console.print(heading(report), highlight=False)
+    console.print(heading(report), highlight=False, markup=False)
     for table in all_tables(report):
         console.print(table.rich())
 
@@ -59,13 +59,13 @@ def markdown(report: Report) -> str:
 
 
 def heading(report: Report) -> str:
-    """What was measured on, how, and the page."""
-    facts = ", ".join(f"{name} {value}" for name, value in {**report.machine, **report.settings}.items())
-    if report.page is None:
-        return facts
-    page = report.page
-    size = f"{page.response_bytes:,} bytes, {page.items} items"
-    return f"{facts}\nReact page: {size}, one rendering {page.rendering_us:,.0f} us natively"
+    """What was measured on, how, the page, and what went wrong."""
+    lines = [", ".join(f"{name} {value}" for name, value in {**report.machine, **report.settings}.items())]
+    if report.page is not None:
+        page = report.page
+        size = f"{page.response_bytes:,} bytes, {page.items} items"
+        lines.append(f"React page: {size}, one rendering {page.rendering_us:,.0f} us natively")
+    return "\n".join([*lines, *(f"not measured: {problem}" for problem in report.problems)])
 
 
 def closed_loop(report: Report, clients: int) -> TextTable:

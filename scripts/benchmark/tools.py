@@ -56,8 +56,10 @@ def free_port() -> int:
 def _commit() -> str:
     """Of this working tree; ``+`` where it was changed since."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    try:
+        return output_of(words).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def machine() -> dict[str, object]:

@@ -1,11 +1,14 @@
 """What scripts/bench makes of its samples: statistics, targets, tables and the chart; nothing is timed here."""
 
+import argparse
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from benchmark import chart, serving, tables, targets
+from benchmark import chart, measuring, programs, serving, tables, targets
 from benchmark.results import (
     KEPT,
     NATIVE,
@@ -19,6 +22,7 @@ from benchmark.results import (
     Row,
     Sample,
     median,
+    merged,
     ratios,
     with_spread,
 )
@@ -95,6 +99,44 @@ def test_a_report_survives_its_file() -> None:
         "each_us": 85,
         "requests_per_s": 1000,
     }
+
+
+def test_runs_are_merged_row_by_row() -> None:
+    first, second = small_report(), Report(machine={"cpu": "the same"}, problems=["Go hello: missing"])
+    second.rows = [row("C hello", RESET, KEPT, sample(33)), row("Go hello", NATIVE, KEPT, sample(60))]
+    first.checks = Checks(many_vms=200, many_vms_s=[2.5])
+    second.checks = Checks(idle_connections=1000, idle=[Pair(without=1, with_it=1)])
+    found = merged([first, second])
+    assert found.machine == first.machine
+    assert [(one.program, one.variant) for one in found.rows] == [
+        ("C hello", NATIVE),
+        ("C hello", RESET),
+        ("C hello", FORK),
+        ("C hello", PROCESS),
+        ("Go hello", NATIVE),
+    ]
+    assert found.rows[1].median("p50_us", 1) == 33
+    assert (found.checks.many_vms_s, found.checks.idle_connections) == ([2.5], 1000)
+    assert found.problems == ["Go hello: missing"]
+
+
+def test_one_program_that_fails_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def make(name: str, _directory: Path) -> programs.Program:
+        if name == "Go hello":
+            raise SystemExit("error: go is missing")
+        return programs.Program(name, (), 0)
+
+    monkeypatch.setattr(programs, "make", make)
+    monkeypatch.setattr(measuring, "measure", lambda program, *_: [row(program.name, NATIVE, KEPT, sample(20))])
+    parser = argparse.ArgumentParser()
+    serving.add_arguments(parser)
+    options = parser.parse_args(["--quick", "--only", "hello"])
+    options.json = tmp_path / "figures.json"
+    serving.run(options, Console(quiet=True))
+    report = Report.model_validate_json(options.json.read_text())
+    assert [one.program for one in report.rows] == ["C hello", "Deno hello", "Node hello"]
+    assert report.problems == ["Go hello: error: go is missing"]
+    assert "not measured: Go hello: error: go is missing" in tables.markdown(report)
 
 
 def open_sample(p99_us: float = 90) -> OpenSample:
