@@ -14,7 +14,7 @@ from benchmark.programs import Program
 from benchmark.results import KEPT, NATIVE, Footprint, OpenSample, Row
 from benchmark.server import Server
 from benchmark.tools import free_port
-from benchmark.variants import RESET, VARIANTS, Variant, available, command
+from benchmark.variants import RESET, VARIANTS, Variant, available, command, kinds_of
 
 EXTRA_VMS = 8
 # Of the open loop, at which a request of a slow server queues up in the client.
@@ -88,7 +88,7 @@ def measure(program: Program, options: argparse.Namespace, directory: Path) -> l
         running = [one for variant in VARIANTS if (one := _run(program, variant, options, directory, stack))]
         # The programs that have a JIT were warmed up only where kvmserver did it.
         for one in running:
-            wrk(one.server.port, one.variant.kinds[0], options.seconds, 1)
+            wrk(one.server.port, one.rows[0].kind, options.seconds, 1)
         if "closed" in options.parts:
             _closed_rounds(running, options)
         if "open" in options.parts:
@@ -99,13 +99,13 @@ def measure(program: Program, options: argparse.Namespace, directory: Path) -> l
 def _run(
     program: Program, variant: Variant, options: argparse.Namespace, directory: Path, stack: ExitStack
 ) -> Running | None:
-    if variant.name not in options.variant or not available(variant):
+    kinds = [kind for kind in kinds_of(program, variant) if kind in options.kinds]
+    if variant.name not in options.variant or not kinds or not available(variant):
         return None
     server = start(program, variant, directory)
     if server is None:
         return None
     stack.callback(server.stop)
-    kinds = [kind for kind in variant.kinds if kind in options.kinds]
     return Running(variant, server, [Row(program=program.name, variant=variant.name, kind=kind) for kind in kinds])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark import dependencies
-from benchmark.results import PageFacts
+from benchmark.results import KEPT, NEW, PageFacts
 from benchmark.server import DENO_V8_FLAGS
 from benchmark.tools import GUESTS, PROGRAMS, TESTS, compile_program, tool
 
@@ -28,6 +28,8 @@ class Program:
     fork: tuple[str, ...] | None = None
     process: tuple[str, ...] | None = None
     workers: tuple[str, ...] | None = None
+    # Over which connections it serves as an ordinary process in a way that can be compared.
+    native_kinds: tuple[str, ...] = (KEPT, NEW)
     environment: Mapping[str, str] = field(default_factory=dict)
     directory: Path | None = None
     page: PageFacts | None = None
@@ -62,7 +64,8 @@ def _http_server(directory: Path) -> Program:
     server = (sys.executable, str(TESTS / "counter_http_server.py"), "{port}")
     fork = (sys.executable, str(PROGRAMS / "fork_per_request.py"), "{port}")
     once = (*_inetd(directory), sys.executable, str(PROGRAMS / "answer_once.py"))
-    return Program("CPython http.server", server, 100, fork, once)
+    # Natively a kept connection has the whole server to itself, and each answer waits for a delayed acknowledgement.
+    return Program("CPython http.server", server, 100, fork, once, native_kinds=(NEW,))
 
 
 def _asgi(directory: Path) -> Program:

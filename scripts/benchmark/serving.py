@@ -96,11 +96,12 @@ def _complete(options: argparse.Namespace) -> None:
     options.kinds = options.kind or (KEPT, NEW)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(word) for word in text.split(","))
-    if not all(1 <= number <= 4096 for number in numbers):
+def numbers(text: str) -> tuple[int, ...]:
+    """Numbers of clients. Raises ValueError."""
+    found = tuple(int(word) for word in text.split(","))
+    if not all(1 <= number <= 4096 for number in found):
         raise ValueError(text)
-    return numbers
+    return found
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -114,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--rounds", type=int, default=5, help="rounds through all variants (default 5)")
     parser.add_argument("--seconds", type=float, default=2, help="length of one run (default 2)")
-    parser.add_argument("--connections", type=_numbers, metavar="N,..", help="numbers of clients (default 1,2,8,64)")
+    parser.add_argument("--connections", type=numbers, metavar="N,..", help="numbers of clients (default 1,2,8,64)")
     parser.add_argument("--parts", type=_parts, metavar="PART,..", help=f"what to measure: {', '.join(PARTS)}")
     parser.add_argument(
         "--quick", action="store_true", help="one round of one second, part closed: to look at, not to quote"

@@ -37,25 +37,26 @@ class TextTable:
         return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
-def all_tables(report: Report) -> Iterator[TextTable]:
-    """Those that have a row."""
-    for clients in report.clients():
-        yield closed_loop(report, clients)
+def all_tables(report: Report, clients: Sequence[int] = ()) -> Iterator[TextTable]:
+    """Those that have a row; of the closed loop only those with so many ``clients``, if any are named."""
+    for number in report.clients():
+        if not clients or number in clients:
+            yield closed_loop(report, number)
     for table in (open_loop(report), counters(report), footprints(report), checks(report), target_table(report)):
         if table.rows:
             yield table
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Report, console: Console, clients: Sequence[int] = ()) -> None:
     """All of them on a terminal."""
     console.print(heading(report), highlight=False, markup=False)
-    for table in all_tables(report):
+    for table in all_tables(report, clients):
         console.print(table.rich())
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report, clients: Sequence[int] = ()) -> str:
     """All of them for a page."""
-    return "\n\n".join([heading(report), *(table.markdown() for table in all_tables(report))])
+    return "\n\n".join([heading(report), *(table.markdown() for table in all_tables(report, clients))])
 
 
 def heading(report: Report) -> str:

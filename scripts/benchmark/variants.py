@@ -57,6 +57,11 @@ def available(variant: Variant) -> bool:
     return all(has_option(option) for option in variant.options or () if option.startswith("--"))
 
 
+def kinds_of(program: Program, variant: Variant) -> list[str]:
+    """The kinds of connections over which a program is asked in a variant."""
+    return [kind for kind in variant.kinds if variant.isolated or kind in program.native_kinds]
+
+
 def command(
     program: Program, variant: Variant, port: int, threads: int = 1, more: Sequence[str] = ()
 ) -> list[str] | None:

@@ -201,6 +201,7 @@ def test_every_table_has_its_rows_and_their_number_of_columns() -> None:
     found = list(tables.all_tables(report))
     assert len(found) == 6
     assert all(len(line) == len(table.columns) for table in found for line in table.rows)
+    assert len(list(tables.all_tables(report, [8]))) == 5
     text = tables.markdown(report)
     assert "one rendering 750 us natively" in text
     assert "| C hello | isolated, reset | keep-alive | 80 (50 to 90) | 2.50 (2.00 to 3.00) | 160 |" in text

@@ -6,7 +6,7 @@ import pytest
 
 from benchmark import checks, dependencies, load, measuring, profile, programs, variants
 from benchmark.programs import Program
-from benchmark.results import PageFacts
+from benchmark.results import KEPT, NEW, PageFacts
 from benchmark.variants import FORK, NO_FAST_PATH, RESET, VARIANTS, Variant
 
 
@@ -86,6 +86,12 @@ def test_words_of_a_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     assert " ".join(words) == "kvmserver -t 2 --warmup 7 --allow-all -e --verbose run serve --port=8000"
     assert variants.command(program, variant("native"), 8000) == ["serve", "--port=8000"]
     assert variants.command(program, variant(FORK), 8000) is None
+
+
+def test_a_program_may_have_no_native_row_over_kept_connections() -> None:
+    program = Program("x", (), 0, native_kinds=(NEW,))
+    assert variants.kinds_of(program, variant("native")) == [NEW]
+    assert variants.kinds_of(program, variant(RESET)) == [KEPT, NEW]
 
 
 @pytest.mark.parametrize(("text", "known"), [("  --fast-path  Answer inside.", True), ("  --other", False)])
