@@ -60,8 +60,9 @@ class StartOutput:
         """All workers serve."""
         self.close()
         self._done = True
-        write_line(self.loaded_line(message, machine.resident_bytes()))
         LOGGER.debug("%s", self.forked_line(message))
+        # Last: who waits for this line may look at the log then.
+        write_line(self.loaded_line(message, machine.resident_bytes()))
 
     def forked_line(self, message: Message) -> str:
         """How long the forks took, which is what a restart costs beside the start and the warm-up."""

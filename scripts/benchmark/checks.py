@@ -8,8 +8,10 @@ import json
 import re
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +19,7 @@ from rich.console import Console
 from benchmark import slow_clients, tables
 from benchmark.load import wrk
 from benchmark.measuring import start
+from benchmark.problems import noted
 from benchmark.programs import Program, make
 from benchmark.results import KEPT, NATIVE, Checks, Pair, Report
 from benchmark.server import Server
@@ -35,24 +38,40 @@ MANY_ROUNDS = 3
 _FORKED = re.compile(r"(\d+) request VMs in (\d+) process(?:es)? ready ([\d.]+) s after the snapshot")
 
 
-def measure(options: argparse.Namespace, directory: Path, console: Console) -> Checks:
+def measure(report: Report, options: argparse.Namespace, directory: Path, console: Console) -> None:
     """All of them."""
-    checks = Checks()
-    for name in TWO_VMS_PROGRAMS:
-        console.print(f"checking two VMs of {name} ...", highlight=False)
-        checks.two_vms[name], checks.two_natives[name] = _two(make(name, directory), options, directory)
-    console.print("checking idle connections ...", highlight=False)
+    checks = report.checks
+    experiments: list[tuple[str, Callable[[], None]]] = [
+        *((f"two VMs of {name}", partial(_two_vms, checks, name, options, directory)) for name in TWO_VMS_PROGRAMS),
+        ("idle connections", partial(_idle_connections, checks, options, directory)),
+        ("slow connections", partial(_slow_connections, checks, options, directory)),
+        (f"{MANY_VMS} VMs", partial(_many_vms, checks, directory)),
+    ]
+    for name, experiment in experiments:
+        console.print(f"checking {name} ...", highlight=False)
+        with noted(name, report, console):
+            experiment()
+
+
+def _two_vms(checks: Checks, name: str, options: argparse.Namespace, directory: Path) -> None:
+    checks.two_vms[name], checks.two_natives[name] = _two(make(name, directory), options, directory)
+
+
+def _idle_connections(checks: Checks, options: argparse.Namespace, directory: Path) -> None:
     checks.idle_connections = IDLE_CONNECTIONS
     checks.idle = _idle(make(IDLE_PROGRAM, directory), options, directory)
-    console.print("checking slow connections ...", highlight=False)
+
+
+def _slow_connections(checks: Checks, options: argparse.Namespace, directory: Path) -> None:
     checks.slow_connections = slow_clients.CONNECTIONS
     checks.slow, checks.slow_vms_held = slow_clients.measure(options.rounds, options.seconds, directory)
-    console.print(f"checking {MANY_VMS} VMs ...", highlight=False)
+
+
+def _many_vms(checks: Checks, directory: Path) -> None:
     program = make(MANY_PROGRAM, directory)
     for _ in range(MANY_ROUNDS):
         checks.many_vms, checks.many_vms_processes, seconds = _many(program, directory)
         checks.many_vms_s.append(seconds)
-    return checks
 
 
 def _variant(name: str) -> Variant:
@@ -83,8 +102,6 @@ def _two(program: Program, options: argparse.Namespace, directory: Path) -> tupl
 
 def _rate(servers: Sequence[Server], options: argparse.Namespace) -> float:
     """Requests a second of all together, with TWO_VMS_CLIENTS in all."""
-    from concurrent.futures import ThreadPoolExecutor
-
     clients = TWO_VMS_CLIENTS // len(servers)
     with ThreadPoolExecutor(len(servers)) as pool:
         runs = [pool.submit(wrk, server.port, KEPT, options.seconds, clients) for server in servers]
@@ -142,6 +159,6 @@ def run(options: argparse.Namespace, console: Console) -> str:
     """Measure, show, and return everything as JSON."""
     report = Report(machine=machine(), settings={"rounds": options.rounds, "seconds": options.seconds})
     with tempfile.TemporaryDirectory() as name:
-        report.checks = measure(options, Path(name), console)
+        measure(report, options, Path(name), console)
     tables.show(report, console)
     return json.dumps(report.model_dump(mode="json"), indent=1)

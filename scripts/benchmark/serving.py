@@ -9,15 +9,13 @@ was promised and what was found. Parts: closed (wrk), open (a constant rate), fo
 
 import argparse
 import json
-import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmark import checks, measuring, programs, tables
+from benchmark.problems import noted
 from benchmark.results import KEPT, NEW, Report
 from benchmark.tools import machine
 from benchmark.variants import NAMES
@@ -35,24 +33,13 @@ def run(options: argparse.Namespace, console: Console) -> str:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         for program in programs.chosen(options.only) if _PROGRAM_PARTS & set(options.parts) else ():
-            with _problems(program, report, console):
+            with noted(program, report, console):
                 _measure(program, options, directory, report, console)
             _save(options, report)
         if "checks" in options.parts:
-            with _problems("checks", report, console):
-                report.checks = checks.measure(options, directory, console)
+            checks.measure(report, options, directory, console)
     tables.show(report, console)
     return as_json(report)
-
-
-@contextmanager
-def _problems(name: str, report: Report, console: Console) -> Iterator[None]:
-    """An hour of measuring is not thrown away because one program does not start; the report says that it did not."""
-    try:
-        yield
-    except (RuntimeError, OSError, subprocess.SubprocessError, SystemExit) as error:
-        report.problems.append(f"{name}: {error}")
-        console.print(f"error: {report.problems[-1]}", style="red", highlight=False, markup=False)
 
 
 def _save(options: argparse.Namespace, report: Report) -> None:
