@@ -43,12 +43,13 @@ class Tenant:
         if self._storage is not None:
             self._storage.boot(self._control)
         sandbox = self._load()
-        for warning in fallbacks.warnings(_vmm.kvm_fallbacks()):
-            self._control.send({"event": "log", "level": "warning", "message": warning})
         ended = self._boot(sandbox)
         if ended is not None:
             self._control.send({"event": "ended", "exit_code": ended.exit_code, "message": ended.message})
             return 0
+        # Only a server is slower for it; the standard error of a program that has ended is its own.
+        for warning in fallbacks.warnings(_vmm.kvm_fallbacks()):
+            self._control.send({"event": "log", "level": "warning", "message": warning})
         warmup_ns = self._warm_up(sandbox)
         snapshot = sandbox.snapshot()
         snapshot_ns = time.monotonic_ns()
