@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games",
     "KVMSERVER_TEST_GUESTS": f"/usr/local/{project.GUESTS_AT}",
+    "KVMSERVER_BENCH_COMPILED": f"/usr/local/{project.GUESTS_AT}/{project.BENCH}",
     # For the crate's test programs, which cargo sets it for: see docs/kvm.md.
     "CARGO_MANIFEST_DIR": f"/usr/local/{project.TREE_AT}/vmm",
 }

@@ -7,13 +7,15 @@ and only a change of the dependencies asks the package index.
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark import tools
 from kvm_amd import cache
-from kvm_amd.image import run
+from kvm_amd.image import BuildError, run
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -21,7 +23,7 @@ HERE = Path(__file__).parent
 WHEEL_SOURCES = ("Cargo.toml", "Cargo.lock", "pyproject.toml", "README.md", "LICENSE*", "vmm", "kvmserver", "guestlib")
 # What is there as files. The documentation is read by tests.
 TREE = ("pyproject.toml", "README.md", "tests", "scripts", "guestlib", "docs", "kvmserver", "vmm/Cargo.toml")
-GUEST_SOURCES = ("tests/guests", "tests/harness.py", "guestlib")
+GUEST_SOURCES = ("tests/guests", "tests/harness.py", "guestlib", "scripts/bench_programs", "scripts/benchmark/tools.py")
 # Of the test dependencies: linters and Deno (200 MB) stay outside.
 TEST_PACKAGES = ("pytest", "pytest-timeout", "hypothesis")
 # The system Python of the image.
@@ -30,6 +32,8 @@ SITE = f"lib/python{PYTHON}/dist-packages"
 # Where the work tree is in the machine, and the compiled guests.
 TREE_AT = "share/kvmserver"
 GUESTS_AT = "share/kvmserver-guests"
+# Below them, the C programs of scripts/bench.
+BENCH = "bench"
 # Room for __pycache__ and test leftovers.
 FREE_BYTES = 64 << 20
 BLOCK_BYTES = 4096
@@ -101,6 +105,12 @@ def _is_version(python: str) -> bool:
 
 def _compile_guests(place: Path) -> None:
     run([sys.executable, "tests/harness.py", str(place)], ROOT)
+    (place / BENCH).mkdir()
+    for source in tools.COMPILED_SOURCES:
+        try:
+            tools.compile_program(source, place / BENCH)
+        except subprocess.CalledProcessError as error:
+            raise BuildError(str(error)) from error
 
 
 def _build_disk(place: Path, wheel: Path, site: Path, guests: Path, tree: Sequence[str]) -> None:
