@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forked_command
+
 TESTS = Path(__file__).parent
 GUESTS = TESTS / "guests"
 GUESTLIB = TESTS.parent / "guestlib"
@@ -28,6 +30,9 @@ PROGRAMS = TESTS / "programs"
 
 START_S = 60.0
 STOP_S = 20.0
+# For slow machines (scripts/kvm-core-tests): repetitions are divided by this, and commands are forked.
+FEWER = int(os.environ.get("KVMSERVER_TEST_FEWER", "1"))
+FORK = "KVMSERVER_TEST_FORK" in os.environ
 # A line of the log that says that the isolation itself is broken; no test may ever see one.
 FATAL_LOG = re.compile(
     r"panicked|internal error|differs from (its|the) snapshot|cannot reset a VM|Traceback", re.IGNORECASE
@@ -138,6 +143,16 @@ def build(words: Sequence[str], directory: Path, environment: dict[str, str] | N
         raise AssertionError(f"{' '.join(words)} failed:\n{done.stdout}{done.stderr}")
 
 
+def repetitions(number: int) -> int:
+    """How often to do what is done often only to find what happens seldom."""
+    return max(number // FEWER, 1)
+
+
+def start_in_child(words: Sequence[str], environment: dict[str, str]) -> Callable[[], object] | None:
+    """What ``subprocess`` has to call in the child: nothing, unless commands are forked."""
+    return forked_command.in_child(words, environment) if FORK else None
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody uses at this moment."""
     with socket.socket() as probe:
@@ -238,7 +253,13 @@ class Service:
         with self._out.open("wb") as out, self._log.open("wb") as log:
             # A group of its own, so that nothing of it can outlive the test.
             self.process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment, start_new_session=True
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=start_in_child(words, environment),
             )
 
     @property
@@ -347,6 +368,8 @@ class Kvmserver:
         if not script.exists():
             raise MissingToolError("kvmserver is not installed in this environment: pip install '.[test]'")
         self.script = str(script)
+        if FORK:
+            forked_command.preload()
 
     def run(
         self,
@@ -357,13 +380,16 @@ class Kvmserver:
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command to its end."""
+        command = [self.script, *words]
+        clean = clean_environment(self._environment | (environment or {}))
         return subprocess.run(
-            [self.script, *words],
+            command,
             input=stdin,
             capture_output=True,
             timeout=timeout_s,
-            env=clean_environment(self._environment | (environment or {})),
+            env=clean,
             cwd=cwd or self._directory,
+            preexec_fn=start_in_child(command, clean),
         )
 
     def start(self, *words: str, port: int = 0, environment: dict[str, str] | None = None) -> Service:

@@ -32,7 +32,11 @@ HELLO_S = 60.0
 CPUS = 2
 MEMORY_MIB = 3072
 # The kernel's notices only: every character on the console costs the software CPU an exit.
-KERNEL = "console=ttyS0 earlyprintk=serial,ttyS0 loglevel=6 panic=-1 tsc=reliable root=/dev/nvme0n1 rw init=/init"
+# No defences against speculation, which this CPU does not do: the detours of every indirect jump cost it a quarter.
+KERNEL = (
+    "console=ttyS0 earlyprintk=serial,ttyS0 loglevel=6 panic=-1 tsc=reliable mitigations=off "
+    "root=/dev/nvme0n1 rw init=/init"
+)
 PIECE_BYTES = 1 << 16
 CONSOLE_LINES = 30
 

@@ -2,7 +2,7 @@
 
 import secrets
 
-from harness import Guests, Kvmserver, ask, free_port, native
+from harness import Guests, Kvmserver, ask, free_port, native, repetitions
 
 FACTOR = 0x9E3779B97F4A7C15
 ROUNDS = 1000
@@ -80,6 +80,6 @@ def test_a_thousand_secrets_are_never_seen_again(guests: Guests, kvmserver: Kvms
     program = [guests.c("canary"), str(port), "/etc/hostname"]
     service = kvmserver.serve(program, port, threads=2, warmup=10)
     planter = Planter(port)
-    for number in range(ROUNDS):
+    for number in range(repetitions(ROUNDS)):
         assert planter.plant() == "clean\n", f"after {number} requests"
     kvmserver.stop(service)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Guests, Kvmserver, Service, ask, exchange, free_port, processes_below, wait_until
+from harness import Guests, Kvmserver, Service, ask, exchange, free_port, processes_below, repetitions, wait_until
 
 REQUEST_TIME_S = 1.0
 
@@ -144,7 +144,7 @@ def test_others_are_served_while_one_vm_hangs(guests: Guests, kvmserver: Kvmserv
     hanging = threading.Thread(target=service.ask, args=("/loop",))
     hanging.start()
     start = time.monotonic()
-    assert {service.ask().body for _ in range(50)} == {"3\n"}
+    assert {service.ask().body for _ in range(repetitions(50))} == {"3\n"}
     assert time.monotonic() - start < 4
     hanging.join()
     kvmserver.stop(service)
@@ -154,7 +154,7 @@ def test_the_time_limit_holds_a_hundred_times(guests: Guests, kvmserver: Kvmserv
     """T23, T52: an interrupted run is reset like any other."""
     port = free_port()
     service = kvmserver.serve([guests.c("failures"), str(port)], port, "--max-request-time", "50ms", warmup=2)
-    for turn in range(100):
+    for turn in range(repetitions(100)):
         path = HANGS[turn % 2]
         start = time.monotonic()
         assert ask(port, path).status == 504

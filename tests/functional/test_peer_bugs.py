@@ -13,7 +13,19 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-from harness import GUESTS, Guests, Kvmserver, Service, ask, ask_often, free_port, native, open_descriptors, wait_until
+from harness import (
+    GUESTS,
+    Guests,
+    Kvmserver,
+    Service,
+    ask,
+    ask_often,
+    free_port,
+    native,
+    open_descriptors,
+    repetitions,
+    wait_until,
+)
 
 ACTS = re.findall(
     r'^    \{"(/[^"]+)", \w+\},( /\* ruins nothing \*/)?$', (GUESTS / "peer_bugs.c").read_text(), re.MULTILINE
@@ -63,8 +75,10 @@ def test_without_a_reset_the_ruins_are_found_in_a_guest_too(
 @pytest.mark.parametrize("path", [path for path, _ in ACTS])
 def test_no_request_finds_ruins(path: str, service: Service) -> None:
     """K5, K14, K18, N7, N11, T14, T21, T33, T34, T36, T43, T47: what each path is about says its name."""
-    assert ask_often(service.port, 100, 4, path) == {"ok": 100}
-    assert ask_often(service.port, 20, 4) == {f"{WARMUP + 1}": 20}
+    number = repetitions(100)
+    assert ask_often(service.port, number, 4, path) == {"ok": number}
+    number = repetitions(20)
+    assert ask_often(service.port, number, 4) == {f"{WARMUP + 1}": number}
 
 
 def test_all_acts_at_once(service: Service) -> None:

@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from harness import Guests, Kvmserver, free_port, native
+from harness import Guests, Kvmserver, free_port, native, repetitions
 
 
 def times(text: str) -> tuple[int, int]:
@@ -15,7 +15,7 @@ def times(text: str) -> tuple[int, int]:
 def test_code_made_in_every_request(guests: Guests, kvmserver: Kvmserver) -> None:
     port = free_port()
     service = kvmserver.serve([guests.c("run_time_code"), str(port)], port, threads=2, warmup=10)
-    for _ in range(300):
+    for _ in range(repetitions(300)):
         assert service.ask().body == "11 ok\n"
     kvmserver.stop(service)
 
@@ -29,7 +29,7 @@ def test_code_patched_for_good_is_undone_by_a_reset(guests: Guests, kvmserver: K
         assert ask(port, "/patch").body == "1 ok\n"
         assert ask(port, "/patch").body == "2 code of an earlier request\n"
     service = kvmserver.serve([guests.c("run_time_code"), str(port)], port, warmup=5)
-    for _ in range(200):
+    for _ in range(repetitions(200)):
         assert service.ask("/patch").body == "6 ok\n"
     kvmserver.stop(service)
 

@@ -1,7 +1,7 @@
 """Servers of each kind in C: after the warm-up every request sees the counter of the snapshot, for ever."""
 
 import pytest
-from harness import Guests, Kvmserver, Service, ask_often, exchange, free_port
+from harness import Guests, Kvmserver, Service, ask_often, exchange, free_port, repetitions
 
 # program, mode, and the word of the start-up line
 KINDS = [
@@ -25,7 +25,8 @@ REQUESTS = 1000  # K22: what fails once in a while fails here
 
 def check_frozen(service: Service, expected: str, clients: int, requests: int = REQUESTS) -> None:
     """The answer is the same to every request, from any number of clients at once."""
-    assert ask_often(service.port, requests, clients) == {expected: requests}
+    number = repetitions(requests)
+    assert ask_often(service.port, number, clients) == {expected: number}
     assert service.process.poll() is None
 
 

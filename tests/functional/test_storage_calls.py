@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import Guests, Kvmserver, Service, free_port, wait_until
+from harness import Guests, Kvmserver, Service, free_port, repetitions, wait_until
 
 WARMUP = 10
 EINVAL, EPIPE, EDEADLK, ETIMEDOUT = -22, -32, -35, -110
@@ -55,9 +55,10 @@ def test_the_storage_program_goes_on_where_the_warm_up_left_it(start: Callable[.
 
 def test_every_number_is_given_once_to_eight_clients_of_four_vms(start: Callable[..., Service]) -> None:
     service = start(threads=4)
+    wanted = repetitions(800)
     with ThreadPoolExecutor(8) as pool:
-        numbers = list(pool.map(lambda _: count(service), range(800)))
-    assert sorted(numbers) == list(range(WARMUP + 1, WARMUP + 801))
+        numbers = list(pool.map(lambda _: count(service), range(wanted)))
+    assert sorted(numbers) == list(range(WARMUP + 1, WARMUP + 1 + wanted))
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 4095, 4096, 4097, 65536, 1 << 20, 16 << 20])
