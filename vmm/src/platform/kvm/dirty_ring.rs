@@ -91,9 +91,20 @@ impl DirtyRing {
             self.flags(self.given).store(KVM_DIRTY_GFN_F_RESET, Ordering::Release);
             self.given += 1;
         }
-        // SAFETY: an ioctl without an argument on a VM that is open as long as the borrow.
-        let result = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
-        if result < 0 { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)) } else { Ok(()) }
+        // Newer kernels stop half-way where a signal is pending (a kick), and a ring that stays full lets no guest run: until nothing
+        // is left. Every turn but the last takes entries back, or finds another signal.
+        for _ in 0..ENTRIES {
+            // SAFETY: an ioctl without an argument on a VM that is open as long as the borrow.
+            let result = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS) };
+            if result == 0 {
+                return Ok(());
+            }
+            let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO);
+            if result < 0 && errno != Errno::INTR {
+                return Err(errno);
+            }
+        }
+        Err(Errno::IO)
     }
 
     /// Entries in use.
