@@ -181,6 +181,10 @@ class Options(BaseModel):
         BeforeValidator(_variables),
         Opt(Kind.LIST, PROGRAM, "Set a variable for the program; later wins (repeatable).", metavar="NAME=VALUE"),
     ] = ()
+    fast_path: Annotated[
+        Flag,
+        Opt(Kind.FLAG, PROGRAM, "Answer inside the VM what a request asks of its connection; else every call exits."),
+    ] = True
 
     allow_all: Annotated[Flag, Opt(Kind.FLAG, PERMISSIONS, "Allow everything; excludes the other --allow options.")] = (
         False

@@ -123,6 +123,7 @@ def sandbox_config(options: Options, resolved: Resolved, gate: Mapping[str, Any]
         "max_address_space": options.max_address_space,
         "trace_system_calls": options.verbose_syscalls,
         "verbose": options.verbose,
+        "fast_path": resolved.config.options.fast_path,
         "gate": gate,
     }
 

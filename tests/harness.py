@@ -396,8 +396,10 @@ class Kvmserver:
         """Start the command and wait for nothing."""
         self._count += 1
         directory = self._directory / f"service-{self._count}"
+        # For running all tests another way: KVMSERVER_TEST_OPTIONS=--no-fast-path
+        options = os.environ.get("KVMSERVER_TEST_OPTIONS", "").split()
         service = Service(
-            [self.script, *words], directory, clean_environment(self._environment | (environment or {})), port
+            [self.script, *options, *words], directory, clean_environment(self._environment | (environment or {})), port
         )
         self.services.append(service)
         return service

@@ -92,7 +92,9 @@ static void describe_memory(void)
         char rights[8] = "", name[64] = "";
         next = strchr(line, '\n');
         next = next ? (*next = '\0', next + 1) : line + strlen(line);
-        if (sscanf(line, "%lx-%lx %7s %*s %*s %*s %63s", &start, &end, rights, name) >= 3 && strncmp(name, "[v", 2) != 0)
+        int shown = sscanf(line, "%lx-%lx %7s %*s %*s %*s %63s", &start, &end, rights, name) >= 3;
+        /* Not the kernel's own pages, and not what the fast path knows of this client, whose port is another each time. */
+        if (shown && strncmp(name, "[v", 2) != 0 && strcmp(name, "[fast") != 0)
             describe_range(start, end, rights, name);
     }
 }

@@ -51,6 +51,7 @@ EXAMPLES = {
 }
 LISTS = {"env": '["A=1"]', "volume": '["/tmp:/t:rw"]', "warmup-request": '["GET /"]', "cwd": '"/tmp"'}
 LISTS |= {"listen": '["tcp:localhost:80", "unix:/run/a"]', "protocol": '"tcp"', "max-header-size": '"128KiB"'}
+LISTS |= {"fast-path": "false"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -19,7 +19,7 @@ def test_the_options_of_the_issue_exist() -> None:
     names = "ephemeral threads warmup cwd env verbose verbose-syscalls allow-all allow-read allow-write allow-env"
     names += " allow-net allow-connect allow-listen volume max-boot-time max-request-time max-main-memory"
     names += " max-storage-time listen protocol proxy-protocol proxy-headers request-buffer response-buffer"
-    names += " connection-memory max-header-size"
+    names += " connection-memory max-header-size fast-path"
     names += " max-body-size header-timeout body-timeout idle-timeout write-timeout queue-time server-timing"
     names += " max-address-space max-request-memory limit-request-memory hot-pages vms-per-process verify-reset"
     assert set(names.split()) | {"warmup-request"} == set(ROW_OF_NAME)

@@ -58,6 +58,9 @@ pub struct SandboxConfig {
     /// Say more in the log.
     #[serde(default)]
     pub verbose: bool,
+    /// Answer what calls can be inside the VM.
+    #[serde(default)]
+    pub fast_path: bool,
 }
 
 /// What a program is to the gate between request VMs and the storage program.

@@ -9,8 +9,10 @@ use crate::storage::StorageStats;
 pub struct RunCounters {
     /// VM exits.
     pub exits: u64,
-    /// System calls.
+    /// System calls that the host answered.
     pub system_calls: u64,
+    /// System calls that were answered inside the VM.
+    pub calls_in_guest: u64,
     /// Processor exceptions and memory faults of the guest.
     pub faults: u64,
     /// Switches between guest threads.
@@ -34,6 +36,7 @@ impl RunCounters {
     pub const fn add(&mut self, other: &Self) {
         self.exits += other.exits;
         self.system_calls += other.system_calls;
+        self.calls_in_guest += other.calls_in_guest;
         self.faults += other.faults;
         self.switches += other.switches;
         self.dirty_pages += other.dirty_pages;

@@ -90,6 +90,11 @@ impl FutexTable {
         self.waiters.iter().any(|waiter| waiter.tid == tid && waiter.kind == WaiterKind::Lock)
     }
 
+    /// What is waited on, in the order in which waiters came.
+    pub fn keys(&self) -> impl Iterator<Item = FutexKey> + '_ {
+        self.waiters.iter().map(|waiter| waiter.key)
+    }
+
     /// How many threads are queued.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -13,6 +13,7 @@ pub mod abi;
 pub mod clock;
 pub mod dispatch;
 pub mod exit;
+pub mod fast_path;
 pub mod fd_table;
 pub mod file;
 pub mod futex;

@@ -15,6 +15,7 @@ use super::placement::{Blocks, Kind, Wanted};
 use super::restore::KeptPages;
 use super::vma::page_up;
 use super::{Backing, GuestMemory, Pagemap, Protection, Vma, VmaTree};
+use crate::fast_path::FastPath;
 use crate::limits::{BLOCK, PAGE, VMAS_MAX};
 
 /// Nothing is mapped below this (vm.mmap_min_addr), so that null pointers fault.
@@ -112,6 +113,8 @@ pub struct AddressSpace {
     commit_limit: u64,
     /// The guest may change mappings below this; see set_aside.rs.
     pub(super) open_end: u64,
+    /// Where its fast path is, if it has one.
+    pub(super) fast_path: Option<FastPath>,
     /// The frozen content this space was forked from.
     pub(super) image: Option<Arc<MemoryImage>>,
     /// Ranges whose mappings changed since the fork or the last reset.
@@ -143,6 +146,7 @@ impl AddressSpace {
             brk: Brk::default(),
             commit_limit,
             open_end: size,
+            fast_path: None,
             image: None,
             touched: Vec::new(),
             stale_blocks: Vec::new(),

@@ -16,6 +16,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use super::address_space::{Brk, joined};
 use super::pagemap::Pagemap;
 use super::{AddressSpace, Backing, Protection, Vma, VmaTree};
+use crate::fast_path::FastPath;
 use crate::limits::PAGE;
 
 /// Unpopulated gaps below this are filled with zero pages, so that a fork needs few host mappings.
@@ -51,6 +52,8 @@ pub struct MemoryImage {
     pub(super) commit_limit: u64,
     /// Where the memory begins that the guest cannot map anew.
     pub(super) open_end: u64,
+    /// Where the fast path is, if there is one.
+    pub(super) fast_path: Option<FastPath>,
 }
 
 // SAFETY: the mapping is read-only and sealed; nothing in here has thread affinity or interior mutability.
@@ -111,6 +114,7 @@ impl MemoryImage {
             space_bytes: space.size(),
             commit_limit: space.commit_limit(),
             open_end: space.open_end,
+            fast_path: space.fast_path,
         })
     }
 
@@ -248,6 +252,7 @@ impl AddressSpace {
         space.vmas = image.vmas.clone();
         space.brk = image.brk;
         space.open_end = image.open_end;
+        space.fast_path = image.fast_path;
         for vma in image.vmas.iter() {
             space.map_frozen(image, vma)?;
         }

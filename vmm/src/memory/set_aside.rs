@@ -1,5 +1,5 @@
-//! Memory at the top of a guest's address space that the guest may read and write but not map, unmap or protect: the window
-//! through which a storage program sees a call, and the memory that a request VM shares with it.
+//! Memory at the top of a guest's address space that the guest may read and write but not map, unmap or protect: the fast path
+//! (topmost), and below it the window through which a storage program sees a call, or the memory that a request VM shares with it.
 //!
 //! Invariant: `open_end` is where it begins; every change that a guest asks for ends at or below it. A shared area is a memfd
 //! of its own, kept by this space, so that a fork has the fork's and not the master's.
@@ -11,6 +11,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{AddressSpace, Backing, MapRequest, Placement, Protection};
+use crate::fast_path::FastPath;
 use crate::limits::{BLOCK, PAGE};
 
 /// Written pages of a shared area that are zeroed where they are; more are given back.
@@ -80,13 +81,13 @@ impl SharedArea {
 }
 
 impl AddressSpace {
-    /// Set `bytes` at the top aside, a multiple of 2 MiB; answers where they begin. Before anything is mapped there.
+    /// Set `bytes` more at the top aside, a multiple of 2 MiB; answers where they begin. Before anything is mapped there.
     ///
     /// # Errors
     ///
     /// ENOMEM where the address space is smaller than that.
     pub fn set_aside(&mut self, bytes: u64) -> Result<u64, Errno> {
-        let start = self.size().checked_sub(bytes.next_multiple_of(BLOCK)).filter(|&start| start > 0).ok_or(Errno::NOMEM)?;
+        let start = self.open_end.checked_sub(bytes.next_multiple_of(BLOCK)).filter(|&start| start > 0).ok_or(Errno::NOMEM)?;
         self.open_end = start;
         Ok(start)
     }
@@ -127,11 +128,39 @@ impl AddressSpace {
         self.map_aside(address, area.bytes, backing, "[shared buffer]")
     }
 
-    fn map_aside(&mut self, address: u64, length: u64, backing: Backing, label: &'static str) -> Result<(), Errno> {
+    /// Put the fast path at the top; before anything else is set aside.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM.
+    pub fn map_fast_path(&mut self, fast: FastPath) -> Result<(), Errno> {
+        self.set_aside(FastPath::ASIDE_BYTES)?;
+        let ((area, bytes), (code, image)) = (fast.area(), fast.image());
+        self.map_aside(area, bytes, Backing::Anonymous, "[fast path]")?;
+        self.map_aside(code, image.len() as u64, Backing::Anonymous, "[fast path]")?;
+        self.memory().write_bytes(code, image)?;
+        self.with_all_open(|space| space.protect(code, image.len() as u64, Protection::READ | Protection::EXEC))?;
+        self.fast_path = Some(fast);
+        Ok(())
+    }
+
+    /// Where the fast path is, if there is one.
+    #[must_use]
+    pub const fn fast_path(&self) -> Option<FastPath> {
+        self.fast_path
+    }
+
+    fn with_all_open<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
         let size = self.size();
         let open_end = std::mem::replace(&mut self.open_end, size);
-        let mapped = self.map(MapRequest { placement: Placement::Fixed(address), length, protection: READ_WRITE, backing, label });
+        let result = change(self);
         self.open_end = open_end;
+        result
+    }
+
+    fn map_aside(&mut self, address: u64, length: u64, backing: Backing, label: &'static str) -> Result<(), Errno> {
+        let request = MapRequest { placement: Placement::Fixed(address), length, protection: READ_WRITE, backing, label };
+        let mapped = self.with_all_open(|space| space.map(request));
         // Not a change that a reset has to undo.
         self.forget_touched(address, address + length);
         mapped.map(drop)

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::end::ListenerReport;
 use super::remote::{CallerSide, prepare};
 use super::{Pause, RunEnd, Sandbox};
-use crate::config::SandboxConfig;
+use crate::config::{Gate, SandboxConfig};
 use crate::cpu::CpuState;
 use crate::linux::Kernel;
 use crate::linux::clock::{Clock, host_monotonic};
@@ -64,6 +64,9 @@ impl Sandbox {
         let grants = Arc::new(Grants::new(config, implicit)?);
         let mut space = AddressSpace::new(config.max_address_space, config.max_main_memory)
             .map_err(|errno| LoadSandboxError::AddressSpace(config.max_address_space >> 20, errno))?;
+        if config.fast_path && !matches!(config.gate, Some(Gate::Storage { .. })) {
+            crate::fast_path::map(&mut space).map_err(|errno| LoadSandboxError::AddressSpace(config.max_address_space >> 20, errno))?;
+        }
         let clock = Clock::default();
         let cwd = Directory::first(&grants);
         let process = Process::new(PID, cwd, UMASK, Arc::new(Identity::default()), clock.monotonic());

@@ -8,6 +8,7 @@
 mod boot;
 mod end;
 mod execute;
+mod fast_path;
 mod faults;
 mod hot_pages;
 mod remote;
@@ -35,6 +36,7 @@ use crate::linux::trace::Recorder;
 use crate::memory::AddressSpace;
 use crate::platform::kvm::Vm;
 use crate::stats::RunCounters;
+use fast_path::Told;
 use hot_pages::HotPages;
 use remote::CallerSide;
 use snapshot::Frozen;
@@ -71,6 +73,8 @@ pub struct Sandbox {
     caller: Option<CallerSide>,
     /// For a storage program: how much of the window the last call has left in use, bytes.
     window_used: u64,
+    /// What the fast path in the guest knows.
+    told: Told,
     /// A call to the storage program that a thread has just asked for.
     remote_call: Option<RemoteCall>,
     /// How many threads of the host wait for this VM, where somebody may.
@@ -98,6 +102,7 @@ impl Sandbox {
             armed: u64::MAX,
             caller: None,
             window_used: 0,
+            told: Told::Stale,
             remote_call: None,
             yield_when: None,
         }

@@ -12,6 +12,7 @@
 
 use rustix::io::Errno;
 
+use super::fast_path::Told;
 use super::hot_pages::Plan;
 use super::verify::Skip;
 use super::{RunEnd, Sandbox};
@@ -77,6 +78,7 @@ impl Sandbox {
         self.random.0 = frozen.random_address;
         self.retried_fault = None;
         self.remote_call = None;
+        self.told = Told::Stale;
         self.recorder.clear();
         self.counters.reset_ns = host_monotonic().saturating_sub(before);
         Ok(())

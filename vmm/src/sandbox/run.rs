@@ -1,5 +1,6 @@
 //! The run loop: pick a thread, deliver its signals, run it until an exit, answer the exit, again.
 
+use super::fast_path::Told;
 use super::{RunEnd, Sandbox};
 use crate::cpu::ExtendedState;
 use crate::limits::{PAGE, SLICE_NS};
@@ -60,6 +61,7 @@ impl Sandbox {
         if let Err(errno) = self.clear_window(0) {
             return Pause::Ended(self.broken("clear the window", errno));
         }
+        self.told = Told::Stale;
         loop {
             if let Some(status) = self.kernel.process.exit_status {
                 return Pause::Ended(RunEnd::Exited { status: status & 0xff });
@@ -76,6 +78,7 @@ impl Sandbox {
             let Some(tid) = self.pick() else { return Pause::Idle };
             self.kernel.threads.current = tid;
             if let Some((attempt, call)) = self.due_attempt(tid) {
+                self.told = Told::Stale;
                 let applied = self.kernel.retry(&mut self.space, tid, attempt);
                 self.after_call(tid, applied, call, true);
                 // Calls that are woken again and again never enter the guest, where time is looked at otherwise.
@@ -157,6 +160,9 @@ impl Sandbox {
         let state = self.vm.state_mut();
         (state.registers, state.fs_base, state.gs_base) = (cpu.registers, cpu.fs_base, cpu.gs_base);
         self.arm(kicker, deadline, tid, watched.is_some());
+        if let Err(errno) = self.tell_fast_path(tid, watched) {
+            return Some(Pause::Ended(self.broken("tell the fast path", errno)));
+        }
         let before = host_monotonic();
         let exit = match self.vm.run(&mut self.space) {
             Ok(exit) => exit,
@@ -172,6 +178,9 @@ impl Sandbox {
         let thread = self.kernel.threads.get_mut(tid);
         thread.cpu_time_ns += now.saturating_sub(before);
         (thread.cpu.registers, thread.cpu.fs_base, thread.cpu.gs_base) = (state.registers, state.fs_base, state.gs_base);
+        if let Err(end) = self.replay_fast_path() {
+            return Some(Pause::Ended(end));
+        }
         match exit {
             Exit::SystemCall => {
                 self.retried_fault = None;
@@ -186,6 +195,7 @@ impl Sandbox {
             Exit::MemoryFault(fault) => self.memory_fault(tid, fault),
             Exit::Forbidden(_) => self.forbidden(tid),
             Exit::Kicked => {
+                self.told = Told::Stale;
                 self.vm.clear_kick();
                 self.kernel.fire_timers(self.kernel.clock.monotonic());
                 self.kernel.wake_sleepers(self.kernel.clock.monotonic());
@@ -239,6 +249,7 @@ impl Sandbox {
         let number = registers.rax as u32 as usize;
         let args = [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
         let threads = self.kernel.threads.len();
+        self.doubt_fast_path(number);
         let applied = self.kernel.system_call(&mut self.space, tid);
         if self.kernel.threads.len() > threads {
             self.inherit_extended();
@@ -276,13 +287,7 @@ impl Sandbox {
         };
         // A call that slept is recorded when it begins, and again when it has its result.
         if !resumed || result.is_some() {
-            self.recorder.push(number, args, result);
-            if self.trace {
-                // As strace: threads are told apart once there are several.
-                let tid = if self.kernel.threads.len() > 1 { tid } else { 0 };
-                let format = if resumed { trace::resumed } else { trace::line };
-                eprint_line(&format(number, &args, self.space.memory(), result, tid));
-            }
+            self.record(tid, (number, args), result, resumed);
         }
         if self.kernel.files.changes != self.seen_changes && self.kernel.threads.len() > 1 {
             self.seen_changes = self.kernel.files.changes;
@@ -290,11 +295,22 @@ impl Sandbox {
         }
     }
 
+    /// Keep a call for reports, and show it where that is wanted.
+    pub(super) fn record(&mut self, tid: Tid, (number, args): (usize, [u64; 6]), result: trace::CallResult, resumed: bool) {
+        self.recorder.push(number, args, result);
+        if self.trace {
+            // As strace: threads are told apart once there are several.
+            let tid = if self.kernel.threads.len() > 1 { tid } else { 0 };
+            let format = if resumed { trace::resumed } else { trace::line };
+            eprint_line(&format(number, &args, self.space.memory(), result, tid));
+        }
+    }
+
     pub(super) fn broken(&self, what: &str, errno: rustix::io::Errno) -> RunEnd {
         RunEnd::Broken { detail: format!("cannot {what}: {errno}") }
     }
 
-    fn killed(&mut self, tid: Tid, signal: i32) -> RunEnd {
+    pub(super) fn killed(&mut self, tid: Tid, signal: i32) -> RunEnd {
         RunEnd::Killed { signal, detail: self.describe(tid) }
     }
 

@@ -123,6 +123,9 @@ impl Sandbox {
         let instant = self.kernel.clock.monotonic();
         let extended = self.vm.extended()?;
         self.kernel.files.after_fork();
+        if let Some(fast) = self.space.fast_path() {
+            fast.clear(self.space.memory())?;
+        }
         let memory = Arc::new(MemoryImage::freeze(&self.space, false)?);
         let memfd_blocks = memory.blocks()?;
         let frozen = Frozen {

@@ -147,12 +147,13 @@ impl Timing {
         let Self { queue_ns, started, previous, vm, run } = self;
         let lasted = ms(host_monotonic().saturating_sub(*started));
         let (queue, reset) = (ms(*queue_ns), ms(previous.reset_ns));
-        let RunCounters { exits, system_calls, faults, .. } = so_far;
+        let RunCounters { exits, system_calls, calls_in_guest, faults, .. } = so_far;
         let (dirty, copied) = (previous.dirty_pages, previous.copied_pages * PAGE);
         format!(
             "Server-Timing: queue;dur={queue}, run;dur={lasted}, reset-prev;dur={reset}\r\n\
              kvmserver-vm: {vm}/{run}\r\n\
-             kvmserver-counters: exits={exits}, system-calls={system_calls}, faults={faults}, dirty-pages-prev={dirty}, copied-bytes-prev={copied}\r\n"
+             kvmserver-counters: exits={exits}, system-calls={system_calls}, calls-in-guest={calls_in_guest}, faults={faults}, \
+             dirty-pages-prev={dirty}, copied-bytes-prev={copied}\r\n"
         )
         .into_bytes()
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use bitflags::bitflags;
 
+use super::epoll_views::MemberView;
 use super::{Errno, File, FileId, Files, PollEvents, Readiness, View};
 use crate::limits::{EPOLL_DEPTH_MAX, EPOLL_MEMBERS_MAX, EPOLL_MEMBERS_TOTAL_MAX};
 
@@ -172,6 +173,35 @@ impl EpollSet {
         self.members.is_empty()
     }
 
+    /// The first `most` events that members report, whose files are as `readiness` answers.
+    pub(super) fn ready(&self, most: usize, mut readiness: impl FnMut(FileId) -> Readiness) -> Vec<Ready> {
+        let mut ready = Vec::new();
+        for (index, member) in self.members.iter().enumerate() {
+            let readiness = readiness(member.file);
+            let events = member.report(readiness);
+            if !events.is_empty() {
+                ready.push(Ready { events, data: member.data, index, readiness });
+                if ready.len() == most {
+                    break;
+                }
+            }
+        }
+        ready
+    }
+
+    /// Whether all armed members are such as `may_be` allows, and none reports anything.
+    pub(super) fn quiet(&self, may_be: impl Fn(FileId) -> bool, mut readiness: impl FnMut(FileId) -> Readiness) -> bool {
+        self.members.iter().all(|member| !member.armed || (may_be(member.file) && member.report(readiness(member.file)).is_empty()))
+    }
+
+    /// The members as the fast path is told of them.
+    pub(super) fn views(&self) -> impl Iterator<Item = MemberView> + '_ {
+        self.members.iter().map(|member| {
+            let &Member { fd, file, interest, mode, data, armed, seen, .. } = member;
+            MemberView { fd, file, events: interest.bits() | mode.bits(), data, armed, seen }
+        })
+    }
+
     fn position(&self, fd: i32, file: FileId) -> Option<usize> {
         self.members.iter().position(|member| member.fd == fd && member.file == file)
     }
@@ -292,18 +322,7 @@ impl Files {
     pub fn epoll_look(&self, set: FileId, most: usize, view: &View) -> Result<Vec<Ready>, Errno> {
         let File::Epoll(set) = &self.get(set)?.file else { return Err(Errno::INVAL) };
         let mut looked = Looked::new();
-        let mut ready = Vec::new();
-        for (index, member) in set.members.iter().enumerate() {
-            let readiness = self.look(member.file, view, &mut looked);
-            let events = member.report(readiness);
-            if !events.is_empty() {
-                ready.push(Ready { events, data: member.data, index, readiness });
-                if ready.len() == most {
-                    break;
-                }
-            }
-        }
-        Ok(ready)
+        Ok(set.ready(most, |file| self.look(file, view, &mut looked)))
     }
 
     /// These events have reached the guest: edges are spent, one-shot members disarmed, and the others get their turn first

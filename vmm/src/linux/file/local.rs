@@ -103,7 +103,7 @@ impl PairEnd {
     }
 
     /// What `poll(2)` says of it.
-    pub(super) fn readiness(&self, incoming: &Channel, outgoing: &Channel) -> Readiness {
+    pub(in crate::linux) fn readiness(&self, incoming: &Channel, outgoing: &Channel) -> Readiness {
         let waiting = if self.is_message() { !incoming.messages.is_empty() } else { !incoming.data.is_empty() };
         let (no_more, shut) = (self.at_end(incoming), self.send_shut(outgoing));
         let writable = if self.base.family == Family::Unix { outgoing.writable() } else { outgoing.writable() || shut };
@@ -255,6 +255,12 @@ impl EventFd {
                 Ok(false)
             }
         }
+    }
+
+    /// Whether a writer has ever had to wait.
+    #[must_use]
+    pub const fn has_refused(&self) -> bool {
+        self.refused > 0
     }
 
     /// What a writer that was refused waits for: room for its value, which POLLOUT (room for 1) does not promise.

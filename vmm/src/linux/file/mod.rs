@@ -11,6 +11,7 @@ pub mod attributes;
 pub mod channel;
 pub mod console;
 pub mod epoll;
+pub mod epoll_views;
 pub mod host;
 pub mod local;
 pub mod local_timer;
@@ -253,6 +254,12 @@ impl Files {
         };
         self.slots[index] = Some(slot);
         u32::try_from(index).map(FileId).map_err(|_| Errno::NFILE)
+    }
+
+    /// Whether one more can be added.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.slots.len() < FILES_MAX || self.slots.iter().any(Option::is_none)
     }
 
     /// Add two files that belong together, or neither.

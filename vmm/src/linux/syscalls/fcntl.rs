@@ -33,7 +33,7 @@ const CLOSE_RANGE_CLOEXEC: u32 = 4;
 /// Largest pipe that a user without privileges may ask for (/proc/sys/fs/pipe-max-size).
 const PIPE_BYTES_MAX: usize = 16 * PIPE_BYTES;
 /// Status flags that F_SETFL may change.
-const SETTABLE: u32 = abi::O_APPEND | abi::O_NONBLOCK | abi::O_DIRECT | abi::O_NOATIME;
+pub(in crate::linux) const SETTABLE: u32 = abi::O_APPEND | abi::O_NONBLOCK | abi::O_DIRECT | abi::O_NOATIME;
 
 fn close(call: &mut Call<'_>) -> Answer {
     close_one(call, call.int(0))?;

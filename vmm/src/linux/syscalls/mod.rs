@@ -31,6 +31,8 @@ mod thread;
 mod time;
 mod timer;
 
+pub(super) use fcntl::SETTABLE as SETTABLE_FLAGS;
+
 use super::table::Entry;
 
 /// The rows of every family.

@@ -16,6 +16,7 @@ use super::layout::{
     PORT_EXCEPTION, PORT_SYSTEM_CALL, STACK_TOP, TSS, TSS_SELECTOR, VECTORS, area_address, area_bytes,
 };
 use super::probe::EntryKind;
+use crate::fast_path::FastPath;
 use crate::limits::{BLOCK, PAGE};
 use crate::memory::BlockUse;
 
@@ -33,7 +34,12 @@ const BITMAP_PORTS: usize = 128;
 /// Vector of the general-protection exception.
 const GENERAL_PROTECTION: u64 = 13;
 /// Where in the entry's page the probe finds a `syscall` instruction.
-const PROBE_OFFSET: u64 = 16;
+const PROBE_OFFSET: u64 = 256;
+/// Where in the entry's page the addresses are that the entry knows of the fast path.
+const FAST_EXIT: u64 = 128;
+const FAST_ENTRY: u64 = 136;
+/// One past the highest system-call number that the fast path may answer.
+const FAST_NUMBERS: u32 = 512;
 /// The 64-bit TSS without its bitmap.
 const TSS_BYTES: usize = 104;
 
@@ -44,6 +50,8 @@ pub(super) struct Area {
     bytes: u64,
     address: u64,
     space: u64,
+    /// Offset of the `out` instruction in the entry's page.
+    out: u64,
 }
 
 // SAFETY: the mapping belongs to this value alone and has no thread affinity.
@@ -57,8 +65,8 @@ impl Drop for Area {
 }
 
 impl Area {
-    /// Build the area for an address space of `space` bytes.
-    pub(super) fn new(space: u64, kind: EntryKind) -> Result<Self, Errno> {
+    /// Build the area for an address space of `space` bytes, and the fast path in it if it has one.
+    pub(super) fn new(space: u64, kind: EntryKind, fast: Option<FastPath>) -> Result<Self, Errno> {
         let bytes = area_bytes(space);
         // SAFETY: a new mapping at an address the kernel chooses.
         let host = unsafe {
@@ -69,9 +77,10 @@ impl Area {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        let area = Self { host: host.cast(), bytes, address: area_address(space), space };
+        let mut area = Self { host: host.cast(), bytes, address: area_address(space), space, out: 0 };
         area.fill_descriptors(kind);
-        area.fill_code(kind);
+        area.fill_code();
+        area.fill_entry(kind, fast);
         area.fill_tables();
         Ok(area)
     }
@@ -95,7 +104,17 @@ impl Area {
 
     /// Guest address behind the `out` of the entry, where its return instruction is.
     pub(super) const fn entry_return(&self) -> u64 {
-        self.entry() + OUT_BYTES
+        self.entry() + self.out + OUT_BYTES
+    }
+
+    /// Whether this is an address in the entry at which the call has not been handed to the host yet.
+    pub(super) fn is_entry(&self, rip: u64) -> bool {
+        (self.entry()..=self.entry() + self.out).contains(&rip)
+    }
+
+    /// Guest address of the `out` of the entry.
+    pub(super) const fn entry_out(&self) -> u64 {
+        self.entry() + self.out
     }
 
     /// Guest address of a `syscall` instruction in user mode, for the probe.
@@ -182,25 +201,70 @@ impl Area {
         }
     }
 
-    fn fill_code(&self, kind: EntryKind) {
+    fn fill_code(&self) {
         let out = |port: u16| [0xe7, port as u8];
         for vector in 0..VECTORS {
             // out %eax, $port; hlt
             let [a, b] = out(PORT_EXCEPTION);
             self.store_bytes(HANDLERS + vector * HANDLER_BYTES, &[a, b, 0xf4]);
         }
-        let [a, b] = out(PORT_SYSTEM_CALL);
-        match kind {
-            // out %eax, $port; jmp *%rcx
-            EntryKind::UserMode => self.store_bytes(ENTRY, &[a, b, 0xff, 0xe1]),
-            // out %eax, $port; sysretq
-            EntryKind::SupervisorMode => self.store_bytes(ENTRY, &[a, b, 0x48, 0x0f, 0x07]),
-        }
         // A `syscall` instruction for the probe to start from.
         self.store_bytes(ENTRY + PROBE_OFFSET, &[0x0f, 0x05]);
         let [a, b] = out(PORT_EDITED);
         // mov %rax, (%rdi); invlpg (%rsi); out %eax, $port; hlt
         self.store_bytes(EDITOR, &[0x48, 0x89, 0x07, 0x0f, 0x01, 0x3e, a, b, 0xf4]);
+    }
+
+    /// The system-call entry: `out` to the host; with a fast path, calls whose bit is set go there instead, unless it is that one
+    /// which asks for the host. The return instruction is all in which implementations of KVM differ.
+    fn fill_entry(&mut self, kind: EntryKind, fast: Option<FastPath>) {
+        let resume: &[u8] = match kind {
+            // jmp *%rcx
+            EntryKind::UserMode => &[0xff, 0xe1],
+            // sysretq
+            EntryKind::SupervisorMode => &[0x48, 0x0f, 0x07],
+        };
+        let mut code = Vec::new();
+        if let Some(fast) = fast {
+            let start = self.entry();
+            self.store(ENTRY + FAST_EXIT, fast.exit());
+            self.store(ENTRY + FAST_ENTRY, fast.entry());
+            // An instruction whose operand is at an address relative to its end.
+            let operand = |code: &mut Vec<u8>, opcode: &[u8], target: u64| {
+                code.extend(opcode);
+                let end = start + code.len() as u64 + 4;
+                // The fast path lies right below the area: the distance fits.
+                code.extend((target.wrapping_sub(end) as u32).to_le_bytes());
+            };
+            let mut to_host = Vec::new();
+            // cmp FAST_EXIT, %rcx; je host
+            operand(&mut code, &[0x48, 0x3b, 0x0d], start + FAST_EXIT);
+            code.extend([0x74, 0]);
+            to_host.push(code.len());
+            // cmp $(FAST_NUMBERS - 1), %rax; ja host
+            code.extend([0x48, 0x3d]);
+            code.extend((FAST_NUMBERS - 1).to_le_bytes());
+            code.extend([0x77, 0]);
+            to_host.push(code.len());
+            // bt %rax, answered; jnc host
+            operand(&mut code, &[0x48, 0x0f, 0xa3, 0x05], fast.answered());
+            code.extend([0x73, 0]);
+            to_host.push(code.len());
+            // mov %rcx, saved.rcx; mov FAST_ENTRY, %rcx
+            operand(&mut code, &[0x48, 0x89, 0x0d], fast.saved());
+            operand(&mut code, &[0x48, 0x8b, 0x0d], start + FAST_ENTRY);
+            code.extend(resume);
+            let host = code.len();
+            for end in to_host {
+                // A few dozen bytes.
+                code[end - 1] = (host - end) as u8;
+            }
+        }
+        self.out = code.len() as u64;
+        // out %eax, $port
+        code.extend([0xe7, PORT_SYSTEM_CALL as u8]);
+        code.extend(resume);
+        self.store_bytes(ENTRY, &code);
     }
 
     fn fill_tables(&self) {

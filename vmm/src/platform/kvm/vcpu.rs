@@ -20,6 +20,7 @@ use super::memslots::Memslots;
 use super::registers::RegisterAccess;
 use super::{Host, OpenKvmError, cpu_state, fault, segments};
 use crate::cpu::Registers;
+use crate::fast_path::{FastPath, Interrupted};
 use crate::limits::BLOCK;
 use crate::memory::{AddressSpace, BlockUse};
 use crate::platform::{Exception, Exit};
@@ -92,7 +93,7 @@ impl Vm {
         if with_ring {
             DirtyLog::enable_ring(&vm)?;
         }
-        let area = Area::new(space.size(), host.capabilities.entry).map_err(system("map the supervisor area"))?;
+        let area = Area::new(space.size(), host.capabilities.entry, space.fast_path()).map_err(system("map the supervisor area"))?;
         let slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), space.size(), log_dirty)
             .map_err(system("add a memslot"))?;
         let mut vcpu = vm.create_vcpu(0).map_err(OpenKvmError::ioctl("create a vCPU"))?;
@@ -254,17 +255,17 @@ impl Vm {
         self.state = UserState { registers: from_kvm(&regs), fs_base: sregs.fs.base, gs_base: sregs.gs.base };
         self.stopped = if user_mode { Stopped::User } else { Stopped::Supervisor };
         let exit = match outcome {
-            Ok(()) => self.decode_exit(regs.rip)?,
+            Ok(()) => self.decode_exit(space, regs.rip)?,
             Err(Errno::INTR | Errno::AGAIN) => {
-                if self.area.handler_vector(regs.rip).is_some() {
-                    // Between the exception and its `out`: finish that first. The kick stays pending in the flag's owner.
+                if self.area.handler_vector(regs.rip).is_some() || self.exception_is_due()? {
+                    // Between the exception and its `out`: finish that first, or it would come to whatever runs next. The kick stays
+                    // pending in the flag's owner.
                     self.clear_kick();
                     let state = self.continue_handler(space)?;
                     self.retried_at = None;
                     return Ok(Some(state));
                 }
-                self.normalise_entry();
-                Some(Exit::Kicked)
+                Some(self.kicked(space))
             }
             Err(Errno::FAULT) => self.decode_fault(space),
             Err(errno) => return Err(errno),
@@ -276,15 +277,50 @@ impl Vm {
         Ok(exit)
     }
 
-    /// An RIP in the entry is turned into one of the program's: before the `out` the call has not happened, behind it it has.
-    fn normalise_entry(&mut self) {
+    /// An RIP in the entry or in the fast path is turned into one of the program's.
+    fn settle(&mut self, space: &AddressSpace) -> Interrupted {
         let registers = &mut self.state.registers;
-        if registers.rip == self.area.entry() {
-            registers.rip = registers.rcx.wrapping_sub(2);
-            registers.rflags = registers.r11;
-        } else if registers.rip == self.area.entry_return() {
-            registers.rip = registers.rcx;
-            registers.rflags = registers.r11;
+        if registers.rip == self.area.entry_return() {
+            (registers.rip, registers.rflags) = (registers.rcx, registers.r11);
+            return Interrupted::Program;
+        }
+        let fast = space.fast_path();
+        if self.area.is_entry(registers.rip) {
+            self.settle_entry(fast, space);
+            return Interrupted::Asked;
+        }
+        fast.map_or(Interrupted::Program, |fast| fast.settle(space.memory(), registers))
+    }
+
+    /// Nothing but the moment is the matter: a call that was not answered is made again.
+    fn kicked(&mut self, space: &AddressSpace) -> Exit {
+        if self.settle(space) == Interrupted::Asked {
+            self.state.registers.rip = self.state.registers.rip.wrapping_sub(2);
+        }
+        Exit::Kicked
+    }
+
+    /// Whether KVM is about to deliver an exception at the present RIP.
+    fn exception_is_due(&self) -> Result<bool, Errno> {
+        let events = self.vcpu.get_vcpu_events().map_err(|error| Errno::from_raw_os_error(error.errno()))?;
+        Ok(events.exception.injected != 0 || events.exception.pending != 0)
+    }
+
+    /// The registers of a system call that has come to the entry.
+    fn settle_entry(&mut self, fast: Option<FastPath>, space: &AddressSpace) {
+        let registers = &mut self.state.registers;
+        if let Some(fast) = fast {
+            fast.restore(space.memory(), registers);
+        }
+        (registers.rip, registers.rflags) = (registers.rcx, registers.r11);
+    }
+
+    /// What an access or an exception comes to that the entry or the fast path met: the host makes the call, and finds what is wrong.
+    const fn met_by_call(interrupted: Interrupted) -> Option<Exit> {
+        match interrupted {
+            Interrupted::Program => None,
+            Interrupted::Asked => Some(Exit::SystemCall),
+            Interrupted::Answered => Some(Exit::Kicked),
         }
     }
 
@@ -303,23 +339,21 @@ impl Vm {
         Ok(Exit::Forbidden("an exception handler that does not finish"))
     }
 
-    fn decode_exit(&mut self, rip: u64) -> Result<Option<Exit>, Errno> {
+    fn decode_exit(&mut self, space: &AddressSpace, rip: u64) -> Result<Option<Exit>, Errno> {
         let run = self.vcpu.get_kvm_run();
         let exit = match run.exit_reason {
             KVM_EXIT_IO => {
                 // SAFETY: exit_reason says that this member of the union is valid.
                 let io = unsafe { run.__bindgen_anon_1.io };
                 match io.port {
-                    PORT_SYSTEM_CALL if rip == self.area.entry() || rip == self.area.entry_return() => {
+                    PORT_SYSTEM_CALL if rip == self.area.entry_out() || rip == self.area.entry_return() => {
                         if self.stopped == Stopped::Supervisor {
                             self.stopped = Stopped::Entry;
                         }
-                        let registers = &mut self.state.registers;
-                        registers.rip = registers.rcx;
-                        registers.rflags = registers.r11;
+                        self.settle_entry(space.fast_path(), space);
                         Exit::SystemCall
                     }
-                    PORT_EXCEPTION if self.area.handler_vector(rip).is_some() => self.decode_exception(rip),
+                    PORT_EXCEPTION if self.area.handler_vector(rip).is_some() => self.decode_exception(space, rip),
                     _ => {
                         self.finish_io()?;
                         Exit::Forbidden("an I/O instruction")
@@ -330,7 +364,7 @@ impl Vm {
                 self.finish_io()?;
                 Exit::Forbidden("an access that no memory answers")
             }
-            KVM_EXIT_DIRTY_RING_FULL => Exit::Kicked,
+            KVM_EXIT_DIRTY_RING_FULL => self.kicked(space),
             KVM_EXIT_INTERNAL_ERROR | KVM_EXIT_HLT => Exit::Forbidden("an instruction that cannot be run in a virtual machine"),
             // A shutdown, an entry that failed: nothing is known of the processor's state any more.
             _ => return Err(Errno::IO),
@@ -356,7 +390,7 @@ impl Vm {
         Err(Errno::IO)
     }
 
-    fn decode_exception(&mut self, rip: u64) -> Exit {
+    fn decode_exception(&mut self, space: &AddressSpace, rip: u64) -> Exit {
         let vector = self.area.handler_vector(rip).unwrap_or(6);
         let mut at = self.state.registers.rsp;
         let mut pop = || {
@@ -368,12 +402,15 @@ impl Vm {
         let (user_rip, _cs, rflags, rsp) = (pop(), pop(), pop(), pop());
         let registers = &mut self.state.registers;
         (registers.rip, registers.rflags, registers.rsp) = (user_rip, rflags, rsp);
-        self.normalise_entry();
-        Exit::Exception(Exception { vector, error_code, address: self.sregs.cr2 })
+        let exception = Exit::Exception(Exception { vector, error_code, address: self.sregs.cr2 });
+        Self::met_by_call(self.settle(space)).unwrap_or(exception)
     }
 
     fn decode_fault(&mut self, space: &AddressSpace) -> Option<Exit> {
-        self.normalise_entry();
+        if let Some(exit) = Self::met_by_call(self.settle(space)) {
+            self.retried_at = None;
+            return Some(exit);
+        }
         let UserState { registers, fs_base, gs_base } = self.state;
         let found = fault::find(space, &registers, (fs_base, gs_base), &|| self.extended().unwrap_or_default());
         if found.is_none() && self.retried_at != Some(registers.rip) {
