@@ -253,6 +253,8 @@ impl Vm {
         self.sregs = sregs;
         let user_mode = sregs.cs.selector & 3 == 3;
         self.state = UserState { registers: from_kvm(&regs), fs_base: sregs.fs.base, gs_base: sregs.gs.base };
+        // What KVM has: below, an RIP in the entry or the fast path is turned into one of the program's.
+        self.loaded = self.state;
         self.stopped = if user_mode { Stopped::User } else { Stopped::Supervisor };
         let exit = match outcome {
             Ok(()) => self.decode_exit(space, regs.rip)?,
@@ -270,7 +272,6 @@ impl Vm {
             Err(Errno::FAULT) => self.decode_fault(space),
             Err(errno) => return Err(errno),
         };
-        self.loaded = self.state;
         if exit.is_some() {
             self.retried_at = None;
         }

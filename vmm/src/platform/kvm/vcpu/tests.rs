@@ -6,6 +6,7 @@ use crate::memory::{Backing, Keep, MapRequest, MemoryImage, Placement, Protectio
 use crate::platform::{FaultKind, MemoryFault};
 
 mod differences;
+mod fast_path;
 
 const RW: Protection = Protection::READ.union(Protection::WRITE);
 
