@@ -14,12 +14,15 @@ REQUESTS = 100
 
 def hello(program: str, port: int, guests: Guests) -> Sequence[str]:
     """The command of a server that answers every request alike."""
-    return {
-        "c": [guests.c("server_epoll"), str(port)],
-        "deno": [find_tool("deno"), "run", "-A", str(BENCH_PROGRAMS / "hello.ts"), str(port)],
-        "go": [guests.go(), str(port)],
-        "node": [find_tool("node"), str(PROGRAMS / "counter.js"), str(port)],
-    }[program]
+    match program:
+        case "c":
+            return [guests.c("server_epoll"), str(port)]
+        case "deno":
+            return [find_tool("deno"), "run", "-A", str(BENCH_PROGRAMS / "hello.ts"), str(port)]
+        case "go":
+            return [guests.go(), str(port)]
+        case _:
+            return [find_tool("node"), str(PROGRAMS / "counter.js"), str(port)]
 
 
 def per_request(service: Service, requests: int = REQUESTS) -> dict[str, float]:
