@@ -91,7 +91,7 @@ impl Snapshot {
         space.memory().limit_written(dirty_pages_max);
         let caller = CallerSide::new(frozen.kernel.role, &mut space, link)?;
         let mut vm = Vm::new(&space, options.ephemeral)?;
-        vm.set_extended(&frozen.extended)?;
+        vm.keep_extended(&frozen.extended)?;
         // This thread may have run another VM before.
         vm.restore_segments();
         let mut random = [0; 16];

@@ -59,7 +59,8 @@ impl Sandbox {
     /// # Errors
     ///
     /// The first difference.
-    pub fn verify(&self) -> Result<(), Mismatch> {
+    pub fn verify(&mut self) -> Result<(), Mismatch> {
+        self.vm.finish_restore(&mut self.space)?;
         let Some(frozen) = &self.frozen else { return Ok(()) };
         if frozen.memory.blocks()? != frozen.memfd_blocks {
             return Err(mismatch("the snapshot's own memory"));

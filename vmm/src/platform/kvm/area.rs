@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::layout::{
-    AREA_DIRECTORY, AREA_TABLE, DIRECTORIES, EDITOR, ENTRY, GATES, GDT, HANDLER_BYTES, HANDLERS, IDT, KERNEL_CS, PDPT, PML4, PORT_EDITED,
-    PORT_EXCEPTION, PORT_SYSTEM_CALL, STACK_TOP, TSS, TSS_SELECTOR, VECTORS, area_address, area_bytes,
+    AREA_DIRECTORY, AREA_TABLE, DIRECTORIES, EDITOR, ENTRY, GATES, GDT, HANDLER_BYTES, HANDLERS, IDT, KEPT, KEPT_RAX, KEPT_RDX, KEPT_RIP,
+    KERNEL_CS, PDPT, PML4, PORT_EDITED, PORT_EXCEPTION, PORT_SYSTEM_CALL, STACK_TOP, TSS, TSS_SELECTOR, VECTORS, area_address, area_bytes,
 };
 use super::probe::EntryKind;
 use crate::fast_path::FastPath;
@@ -40,6 +40,9 @@ const FAST_EXIT: u64 = 128;
 const FAST_ENTRY: u64 = 136;
 /// One past the highest system-call number that the fast path may answer.
 const FAST_NUMBERS: u32 = 512;
+/// Where in the entry's page the routine is that loads the kept extended state, and its length.
+const RESTORE_OFFSET: u64 = 512;
+const RESTORE_BYTES: u64 = 38;
 /// The 64-bit TSS without its bitmap.
 const TSS_BYTES: usize = 104;
 
@@ -66,7 +69,7 @@ impl Drop for Area {
 
 impl Area {
     /// Build the area for an address space of `space` bytes, and the fast path in it if it has one.
-    pub(super) fn new(space: u64, kind: EntryKind, fast: Option<FastPath>) -> Result<Self, Errno> {
+    pub(super) fn new(space: u64, kind: EntryKind, fast: Option<FastPath>, xcr0: u64) -> Result<Self, Errno> {
         let bytes = area_bytes(space);
         // SAFETY: a new mapping at an address the kernel chooses.
         let host = unsafe {
@@ -81,6 +84,7 @@ impl Area {
         area.fill_descriptors(kind);
         area.fill_code();
         area.fill_entry(kind, fast);
+        area.fill_restore(xcr0);
         area.fill_tables();
         Ok(area)
     }
@@ -120,6 +124,29 @@ impl Area {
     /// Guest address of a `syscall` instruction in user mode, for the probe.
     pub(super) const fn probe(&self) -> u64 {
         self.entry() + PROBE_OFFSET
+    }
+
+    /// Guest address of the routine that loads the kept extended state and goes on with the registers of [`Area::keep_registers`].
+    pub(super) const fn restore(&self) -> u64 {
+        self.entry() + RESTORE_OFFSET
+    }
+
+    /// Whether this is an address in that routine, which has not gone on yet.
+    pub(super) fn is_restore(&self, rip: u64) -> bool {
+        (self.restore()..self.restore() + RESTORE_BYTES).contains(&rip)
+    }
+
+    /// The extended state that the routine loads, in the standard format of XSAVE.
+    pub(super) fn keep_extended(&self, state: &[u8]) {
+        assert!(KEPT + state.len() as u64 <= KEPT_RAX, "the extended state fits into its page");
+        self.store_bytes(KEPT, state);
+    }
+
+    /// What the routine, which needs RAX and RDX, goes on with.
+    pub(super) fn keep_registers(&self, rax: u64, rdx: u64, rip: u64) {
+        self.store(KEPT_RAX, rax);
+        self.store(KEPT_RDX, rdx);
+        self.store(KEPT_RIP, rip);
     }
 
     /// Guest address of the page-table routine.
@@ -267,6 +294,30 @@ impl Area {
         self.store_bytes(ENTRY, &code);
     }
 
+    /// In user mode, as a program's own code would do it; XRSTOR needs no more (AMD64 manual volume 2, section 11.5).
+    fn fill_restore(&self, xcr0: u64) {
+        let start = self.restore();
+        let mut code = Vec::new();
+        // mov $low, %eax; mov $high, %edx
+        for (opcode, half) in [(0xb8, xcr0 as u32), (0xba, (xcr0 >> 32) as u32)] {
+            code.push(opcode);
+            code.extend(half.to_le_bytes());
+        }
+        // xrstor64 KEPT; mov KEPT_RAX, %rax; mov KEPT_RDX, %rdx; jmp *KEPT_RIP
+        for (opcode, target) in [
+            (&[0x48_u8, 0x0f, 0xae, 0x2d] as &[u8], KEPT),
+            (&[0x48, 0x8b, 0x05], KEPT_RAX),
+            (&[0x48, 0x8b, 0x15], KEPT_RDX),
+            (&[0xff, 0x25], KEPT_RIP),
+        ] {
+            code.extend(opcode);
+            let end = start + code.len() as u64 + 4;
+            code.extend(((self.address + target).wrapping_sub(end) as u32).to_le_bytes());
+        }
+        debug_assert_eq!(code.len() as u64, RESTORE_BYTES, "what is_restore takes for its length");
+        self.store_bytes(ENTRY + RESTORE_OFFSET, &code);
+    }
+
     fn fill_tables(&self) {
         let table = PRESENT | WRITABLE | USER | ACCESSED_DIRTY & !(1 << 6);
         self.store(PML4, (self.address + PDPT) | table);
@@ -274,12 +325,13 @@ impl Area {
             self.store(PDPT + gib * 8, (self.address + DIRECTORIES + gib * PAGE) | table);
         }
         self.store(PDPT + (self.address >> 30) * 8, (self.address + AREA_DIRECTORY) | table);
-        // The first block of the area page by page, so that user mode sees the entry and nothing else; the rest as a whole.
+        // The first block of the area page by page, so that user mode sees the entry and what it loads, and nothing else; the rest as a whole.
         self.store(AREA_DIRECTORY, (self.address + AREA_TABLE) | table);
         let supervisor = PRESENT | WRITABLE | ACCESSED_DIRTY;
         for page in 0..BLOCK / PAGE {
             let entry = match page * PAGE {
                 ENTRY => PRESENT | USER | ACCESSED_DIRTY,
+                KEPT => PRESENT | USER | ACCESSED_DIRTY | NO_EXECUTE,
                 HANDLERS | EDITOR => PRESENT | ACCESSED_DIRTY,
                 _ => supervisor | NO_EXECUTE,
             };

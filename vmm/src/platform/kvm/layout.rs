@@ -19,6 +19,12 @@ pub(super) const STACK_TOP: u64 = 4 * PAGE;
 pub(super) const HANDLERS: u64 = 4 * PAGE;
 pub(super) const ENTRY: u64 = 5 * PAGE;
 pub(super) const EDITOR: u64 = 6 * PAGE;
+/// The extended state that a reset brings back, where user mode can read it and nobody in the guest can write it.
+pub(super) const KEPT: u64 = 7 * PAGE;
+/// In that page: RAX, RDX and RIP of whoever it is brought back for.
+pub(super) const KEPT_RAX: u64 = KEPT + 4032;
+pub(super) const KEPT_RDX: u64 = KEPT_RAX + 8;
+pub(super) const KEPT_RIP: u64 = KEPT_RAX + 16;
 pub(super) const PML4: u64 = 16 * PAGE;
 pub(super) const PDPT: u64 = 17 * PAGE;
 /// Page table and directory of the area itself.

@@ -112,7 +112,7 @@ impl Probe {
     fn new(host: &Host) -> Result<Self, OpenKvmError> {
         let failed = |errno| OpenKvmError::Ioctl("run a probe", errno);
         let vm = host.kvm.create_vm().map_err(OpenKvmError::ioctl("create a VM"))?;
-        let area = Area::new(1 << 30, EntryKind::UserMode, None).map_err(failed)?;
+        let area = Area::new(1 << 30, EntryKind::UserMode, None, host.xcr0).map_err(failed)?;
         Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), 0, false).map_err(failed)?;
         let vcpu = vm.create_vcpu(0).map_err(OpenKvmError::ioctl("create a vCPU"))?;
         cpu_state::initialise(&vcpu, &host.cpuid, host.xcr0, &area, None).map_err(failed)?;

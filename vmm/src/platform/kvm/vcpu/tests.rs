@@ -152,3 +152,47 @@ fn extended_state_is_kept_and_replaced() {
     assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
     assert_eq!(vm.state().registers.rbx, 0);
 }
+
+#[test]
+fn extended_state_is_brought_back_by_the_guest_before_anything_else() {
+    // syscall; vmovd %xmm3, %ebx; vpxor %ymm3, %ymm3, %ymm3; vpcmpeqd %ymm9, %ymm9, %ymm9; syscall
+    let code = [0x0f, 0x05, 0xc5, 0xf9, 0x7e, 0xdb, 0xc5, 0xe5, 0xef, 0xdb, 0xc4, 0x41, 0x35, 0x76, 0xc9, 0x0f, 0x05];
+    let (mut space, code) = program(&[&[0xc5_u8, 0xe5, 0x76, 0xdb] as &[u8], &code].concat());
+    let mut vm = Vm::new(&space, false).unwrap();
+    start(&mut vm, code, 0);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    let kept = vm.extended().unwrap();
+    vm.keep_extended(&kept).unwrap();
+    let kicker = vm.kicker().unwrap();
+    for round in 0..200_u64 {
+        // Kicks at all moments: between the host's order and the program's first instruction, too.
+        kicker.arm(crate::linux::clock::host_monotonic() + round % 50 * 1000);
+        vm.state_mut().registers =
+            Registers { rip: code + 6, rax: 7, rdx: 8, rcx: 9, rbx: 0, rflags: 0x202 | (round % 2), ..Registers::default() };
+        vm.restore_extended();
+        while vm.run(&mut space).unwrap() == Exit::Kicked {
+            vm.clear_kick();
+        }
+        let registers = vm.state().registers;
+        assert_eq!((registers.rip, registers.rbx, registers.rax, registers.rdx), (code + 21, 0xffff_ffff, 7, 8), "round {round}");
+        assert_eq!(registers.r11 & 1, round % 2, "the flags are the program's");
+        assert_ne!(vm.extended().unwrap(), kept);
+    }
+    // Looked at, it is there; and the program still goes on where it is.
+    vm.restore_extended();
+    assert_eq!(vm.extended().unwrap(), kept);
+    start(&mut vm, code + 6, 0);
+    vm.finish_restore(&mut space).unwrap();
+    assert_eq!(vm.extended().unwrap(), kept);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    assert_eq!((vm.state().registers.rbx, vm.state().registers.rip), (0xffff_ffff, code + 21));
+    // A program can read what it is brought back from, and not change it.
+    let kept_page = vm.area.address() + super::super::layout::KEPT;
+    // mov (%rdi), %rbx; syscall; incq (%rdi)
+    let (mut space, code) = program(&[0x48, 0x8b, 0x1f, 0x0f, 0x05, 0x48, 0xff, 0x07]);
+    let mut vm = Vm::new(&space, false).unwrap();
+    start(&mut vm, code, kept_page);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
+    let exit = vm.run(&mut space).unwrap();
+    assert_eq!(exit, Exit::Exception(Exception { vector: 14, error_code: 7, address: kept_page }));
+}
