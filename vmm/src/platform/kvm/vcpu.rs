@@ -211,7 +211,7 @@ impl Vm {
     ///
     /// EIO where it does not; what KVM says; never on a working one.
     pub fn finish_restore(&mut self, space: &mut AddressSpace) -> Result<(), Errno> {
-        let state = self.state;
+        let (state, mut kicked) = (self.state, false);
         for _ in 0..RESTORE_ATTEMPTS {
             if !self.restores {
                 break;
@@ -220,11 +220,18 @@ impl Vm {
             self.state.registers = Registers { rax: u64::MAX, rip: self.area.probe(), rflags: 0x202, ..Registers::default() };
             match self.run(space)? {
                 Exit::SystemCall => {}
-                Exit::Kicked => self.clear_kick(),
+                Exit::Kicked => {
+                    self.clear_kick();
+                    kicked = true;
+                }
                 _ => return Err(Errno::IO),
             }
         }
         (self.state, self.stale) = (state, true);
+        if kicked {
+            // It was meant for the next run: whoever armed it takes it for coming.
+            self.vcpu.set_kvm_immediate_exit(1);
+        }
         if self.restores { Err(Errno::IO) } else { Ok(()) }
     }
 

@@ -186,6 +186,15 @@ fn extended_state_is_brought_back_by_the_guest_before_anything_else() {
     assert_eq!(vm.extended().unwrap(), kept);
     assert_eq!(vm.run(&mut space).unwrap(), Exit::SystemCall);
     assert_eq!((vm.state().registers.rbx, vm.state().registers.rip), (0xffff_ffff, code + 21));
+    // A kick that comes meanwhile is still to be seen.
+    vm.restore_extended();
+    kicker.arm(crate::linux::clock::host_monotonic());
+    while vm.vcpu.get_kvm_run().immediate_exit == 0 {
+        std::thread::yield_now();
+    }
+    vm.finish_restore(&mut space).unwrap();
+    start(&mut vm, code + 6, 0);
+    assert_eq!(vm.run(&mut space).unwrap(), Exit::Kicked);
     // A program can read what it is brought back from, and not change it.
     let kept_page = vm.area.address() + super::super::layout::KEPT;
     // mov (%rdi), %rbx; syscall; incq (%rdi)
