@@ -347,7 +347,23 @@ impl Shared<'_> {
         }
     }
 
-    fn expire(&self, connection: Box<Connection>, desk: &Desk) {
+    fn expire(&self, mut connection: Box<Connection>, desk: &Desk) {
+        if matches!(connection.phase, Phase::Idle | Phase::Head | Phase::Body) {
+            // What came in time and was not looked at, because everybody was busy, counts.
+            connection.receive(connection.input_max(&self.config.clients));
+            let now = host_monotonic();
+            match connection.advance(&self.config.clients, now) {
+                Step::Ready => {
+                    connection.ready_at = now;
+                    return self.enqueue(connection);
+                }
+                Step::Refuse(answer) => return self.refuse(connection, answer, desk),
+                Step::Gone => return,
+                // A kept connection's next request has begun.
+                Step::More if connection.expires > now => return self.park(connection, EventFlags::IN),
+                Step::More => {}
+            }
+        }
         match connection.phase {
             Phase::Ready => self.turn_away(connection, desk),
             Phase::Writing(after) => self.try_once_more(connection, after, desk),
