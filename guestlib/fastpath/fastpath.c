@@ -358,13 +358,14 @@ static enum verdict receive_message(struct msghdr64 *message, uint64_t flags)
 
 /* Sockets. */
 
-/* Store an address as accept and its relatives do; false where the host has to say what is wrong. */
+/* Store an address as accept and its relatives do; false where the host has to say what is wrong. Only where there is room for all of
+ * it: the length is also read, and a call that is made again after an interruption has to find in it what leads to the same. */
 static int put_address(const uint8_t *address, uint32_t bytes, uint64_t to, uint64_t length)
 {
 	int32_t room = *(int32_t *)length;
-	if (room < 0 || bytes == 0)
+	if (bytes == 0 || room < (int32_t)bytes)
 		return 0;
-	copy((void *)to, address, (uint32_t)room < bytes ? (uint32_t)room : bytes);
+	copy((void *)to, address, bytes);
 	*(uint32_t *)length = bytes;
 	return 1;
 }
