@@ -264,15 +264,24 @@ static enum verdict receive(uint64_t buffer, uint64_t length, int dont_wait)
 	return consumed(count);
 }
 
-/* The bytes that segments name together; ~0 where the host has to say what is wrong with them. */
-static uint64_t total(const volatile struct iovec64 *segments, uint64_t count)
+/* Whether two ranges have a byte in common; those that wrap around have all. */
+static int overlap(uint64_t first, uint64_t first_bytes, uint64_t second, uint64_t second_bytes)
+{
+	return first + first_bytes < first || second + second_bytes < second ||
+	       (first < second + second_bytes && second < first + first_bytes);
+}
+
+/* The bytes that segments name together; ~0 where the host has to say what is wrong with them, or where one of them holds what
+ * describes them, the array or `description`: it could not be read a second time. */
+static uint64_t total(const volatile struct iovec64 *segments, uint64_t count, const void *description, uint64_t described)
 {
 	uint64_t sum = 0;
 	if (count > IOVECS)
 		return ~0ull;
 	for (uint64_t index = 0; index < count; index++) {
-		uint64_t length = segments[index].length;
-		if (length > LONGEST || sum > LONGEST)
+		uint64_t base = segments[index].base, length = segments[index].length;
+		if (length > LONGEST || sum > LONGEST || overlap(base, length, (uint64_t)segments, count * sizeof *segments) ||
+		    overlap(base, length, (uint64_t)description, described))
 			return ~0ull;
 		sum += length;
 	}
@@ -297,7 +306,7 @@ static void move(const volatile struct iovec64 *segments, uint8_t *at, uint64_t 
 
 static enum verdict receive_segments(const struct iovec64 *segments, uint64_t count, struct msghdr64 *message, int dont_wait)
 {
-	uint64_t wanted = total(segments, count);
+	uint64_t wanted = total(segments, count, message, message ? sizeof *message : 0);
 	if (wanted == ~0ull)
 		return TO_THE_HOST;
 	int64_t got = readable(wanted, dont_wait);
@@ -335,7 +344,7 @@ static enum verdict transmit(uint64_t buffer, uint64_t length)
 
 static enum verdict transmit_segments(const struct iovec64 *segments, uint64_t count)
 {
-	uint64_t bytes = total(segments, count);
+	uint64_t bytes = total(segments, count, 0, 0);
 	if (bytes == ~0ull || !has_room(bytes))
 		return TO_THE_HOST;
 	move(segments, area->output + area->stream.output_at, bytes, 0);

@@ -223,13 +223,14 @@ const fn header(word: usize) -> u64 {
 }
 
 impl FastPath {
-    /// Bytes that it takes at the top of an address space: a block for the memory, one for the code.
-    pub const ASIDE_BYTES: u64 = 2 * BLOCK;
+    /// Bytes that it takes at the top of an address space: a block that stays unmapped, so that no buffer below reaches into it, one for
+    /// the memory, one for the code.
+    pub const ASIDE_BYTES: u64 = 3 * BLOCK;
 
     /// That of an address space of `size` bytes.
     #[must_use]
     pub const fn in_space_of(size: u64) -> Self {
-        Self { area: size - Self::ASIDE_BYTES }
+        Self { area: size - Self::ASIDE_BYTES + BLOCK }
     }
 
     /// Guest address of the memory, and its bytes.
