@@ -57,7 +57,7 @@ def test_a_jump_into_the_entry_page_is_a_call_or_a_signal(offset: str, rcx: str,
 
 
 def test_an_entry_that_returns_to_itself_is_an_endless_loop_or_a_signal(cpu: Service) -> None:
-    """A jump to the entry is a call, and returns there; a kick goes back to the `syscall` before it, which is not there."""
+    """A jump to the entry is a call, and returns there; a kick goes back to a `syscall` that is not there."""
     answer = cpu.ask("/enter/5000/1e00005000")
     assert (answer.status, answer.body) == (200, "11 1\n") or answer.status == 504
     assert cpu.ask("/segments").body == "0 0 0 0\n"

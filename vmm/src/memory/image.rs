@@ -70,6 +70,23 @@ impl Drop for MemoryImage {
     }
 }
 
+/// How often sealing is tried, and how long is waited in between: five seconds in all.
+const SEAL_ATTEMPTS: usize = 100;
+const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Let nobody write or resize the file any more. The kernel refuses with EBUSY as long as somebody else holds one of its pages, as
+/// its own compaction and DAMON do for moments (mm/memfd.c, `memfd_wait_for_pins`, gives them 150 ms).
+fn seal(memfd: &OwnedFd) -> Result<(), Errno> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match rustix::fs::fcntl_add_seals(memfd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL) {
+            Err(Errno::BUSY) if attempts < SEAL_ATTEMPTS => std::thread::sleep(SEAL_PAUSE),
+            other => return other,
+        }
+    }
+}
+
 impl MemoryImage {
     /// Freeze the memory of a space that will not run again; with what MADV_WIPEONFORK leaves out, where `whole` says so.
     ///
@@ -93,7 +110,7 @@ impl MemoryImage {
         for run in &runs {
             store(space, &memfd, run)?;
         }
-        rustix::fs::fcntl_add_seals(&memfd, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        seal(&memfd)?;
         let length = usize::try_from(length).map_err(|_| Errno::NOMEM)?;
         let pristine = if length == 0 {
             std::ptr::null()
