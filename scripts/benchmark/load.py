@@ -10,16 +10,27 @@ from benchmark.tools import PROGRAMS, compile_program, tool
 
 def wrk(port: int, kind: str, seconds: float, clients: int) -> Sample:
     """One run of wrk with one thread."""
+    return parse_wrk(run_wrk(port, kind, seconds, clients), clients)
+
+
+def run_wrk(port: int, kind: str, seconds: float, clients: int, timeout_s: int = 10) -> str:
+    """What wrk prints; an answer that takes longer than ``timeout_s`` counts as an error."""
     words = [tool("wrk", "apt-get install -y wrk"), "-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s"]
-    words += ["-s", str(PROGRAMS / "report.lua"), "--timeout", "10s"]
+    words += ["-s", str(PROGRAMS / "report.lua"), "--timeout", f"{timeout_s}s"]
     words += [] if kind == KEPT else ["-H", "Connection: close"]
     done = subprocess.run([*words, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=True)
-    return parse_wrk(done.stdout, clients)
+    return done.stdout
+
+
+def wrk_figures(output: str) -> dict[str, int]:
+    """The line of report.lua, which comes last."""
+    figures: dict[str, int] = json.loads(output.splitlines()[-1])
+    return figures
 
 
 def parse_wrk(output: str, clients: int) -> Sample:
-    """The line of report.lua, which comes last."""
-    figures = json.loads(output.splitlines()[-1])
+    """What wrk has printed, as a sample."""
+    figures = wrk_figures(output)
     requests, duration_us = figures["requests"], figures["duration_us"]
     if requests == 0:
         # Nothing was answered: whoever asked has waited for the whole run.

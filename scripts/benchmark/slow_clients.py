@@ -67,18 +67,19 @@ def measure(rounds: int, seconds: float, directory: Path) -> tuple[dict[str, lis
 def _attack(mode: str, server: Server) -> Iterator[None]:
     before = server.counters()["connections"]
     path = "/big/300000" if mode == "slow reads" else "/"
-    words = [
-        "nice",
-        "-n",
-        "19",
-        tool("slowhttptest", "apt-get install -y slowhttptest"),
-        *MODES[mode],
+    words = ["nice", "-n", "19", tool("slowhttptest", "apt-get install -y slowhttptest"), *MODES[mode]]
+    words += [
         "-c",
         str(CONNECTIONS),
         "-r",
         "1000",
+        "-l",
+        str(LASTS_S),
+        "-p",
+        "10",
+        "-u",
+        f"http://127.0.0.1:{server.port}{path}",
     ]
-    words += ["-l", str(LASTS_S), "-p", "10", "-u", f"http://127.0.0.1:{server.port}{path}"]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + LASTS_S / 2
@@ -90,7 +91,10 @@ def _attack(mode: str, server: Server) -> Iterator[None]:
             yield
         finally:
             process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + LASTS_S
     while server.counters()["open_connections"]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the connections of slowhttptest ({mode}) do not end")
         time.sleep(0.1)
 
 

@@ -1,6 +1,7 @@
 //! The in-guest fast path around a run of guest code: what it is told before, and what it has answered, which counts before anything
 //! else does.
 
+use linux_raw_sys::general::SIGSEGV;
 use rustix::io::Errno;
 
 use super::{RunEnd, Sandbox};
@@ -19,9 +20,6 @@ pub(super) enum Told {
     /// What this thread can find while it serves this client.
     All(Tid, StreamHandle),
 }
-
-/// SIGSEGV.
-const SEGMENTATION_FAULT: i32 = 11;
 
 impl Sandbox {
     /// Before the guest runs: tell the fast path what it can answer to this thread.
@@ -56,7 +54,7 @@ impl Sandbox {
         self.told = Told::Stale;
         let Ok(calls) = self.kernel.replay_fast_path(self.space.memory(), fast, tid, client) else {
             self.kernel.note("the program wrote to memory that is not its own (the fast path's): its run is over".into());
-            return Err(self.killed(tid, SEGMENTATION_FAULT));
+            return Err(self.killed(tid, SIGSEGV.cast_signed()));
         };
         self.counters.calls_in_guest += calls.len() as u64;
         for call in calls {
