@@ -364,6 +364,7 @@ impl Vm {
         (self.restores, self.stale) = (true, true);
         match outcome {
             Err(Errno::INTR | Errno::AGAIN) => Ok(Some(Exit::Kicked)),
+            Ok(()) if self.vcpu.get_kvm_run().exit_reason == KVM_EXIT_DIRTY_RING_FULL => Ok(Some(Exit::Kicked)),
             Err(errno) => Err(errno),
             Ok(()) => Err(Errno::IO),
         }
