@@ -259,6 +259,17 @@ class Options(BaseModel):
         ),
     ] = 32
 
+    busy_poll: Annotated[
+        int,
+        _durations("0s", "1s"),
+        Opt(
+            Kind.DURATION,
+            SERVING,
+            "Look this long for the next request before going to sleep, where the last one came as soon; 0s: never.",
+            metavar="TIME",
+        ),
+    ] = units.parse_duration("100us")
+
     listen: Annotated[
         tuple[str, ...],
         BeforeValidator(_listen_addresses),

@@ -150,6 +150,7 @@ def serve_config(options: Options) -> dict[str, Any]:
         "max_request_memory": options.max_request_memory,
         "limit_request_memory": options.limit_request_memory,
         "hot_pages": options.hot_pages,
+        "busy_poll_ns": options.busy_poll,
         "drain_time_ns": DRAIN_TIME_NS,
         "clients": client_config(options),
     }

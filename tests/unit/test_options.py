@@ -22,6 +22,7 @@ def test_the_options_of_the_issue_exist() -> None:
     names += " connection-memory max-header-size fast-path"
     names += " max-body-size header-timeout body-timeout idle-timeout write-timeout queue-time server-timing"
     names += " max-address-space max-request-memory limit-request-memory hot-pages vms-per-process verify-reset"
+    names += " busy-poll"
     assert set(names.split()) | {"warmup-request"} == set(ROW_OF_NAME)
 
 

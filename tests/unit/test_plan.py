@@ -55,6 +55,7 @@ def test_limits_travel_in_bytes_and_nanoseconds(directory: Path) -> None:
     assert (message["threads"], message["boot_time_ns"], message["request_time_ns"]) == (3, 2 * 10**9, 8 * 10**9)
     assert message["warmup"]["count"] == 9
     assert (message["serve"]["hot_pages"], message["serve"]["drain_time_ns"]) == (5, 10 * 10**9)
+    assert message["serve"]["busy_poll_ns"] == 100_000
     assert message["sandbox"]["max_main_memory"] == 8 << 30
 
 

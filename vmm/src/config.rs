@@ -151,6 +151,9 @@ pub struct ServeConfig {
     pub limit_request_memory: u64,
     /// Most pages that stay mapped and are copied back at a reset.
     pub hot_pages: usize,
+    /// Longest wait for a request without going to sleep, nanoseconds; 0 for none.
+    #[serde(default)]
+    pub busy_poll_ns: u64,
     /// How long running requests may go on after a drain was asked for.
     pub drain_time_ns: u64,
     /// The socket to the supervisor; see `_vmm.pyi`.

@@ -71,6 +71,8 @@ pub struct ServeStats {
     pub failures: std::collections::BTreeMap<String, u64>,
     /// Resets.
     pub resets: u64,
+    /// Events that a thread found without going to sleep before (`--busy-poll`).
+    pub awake_waits: u64,
     /// VMs thrown away because a reset or its verification failed.
     pub discarded: u64,
     /// Sums over all runs.
@@ -92,6 +94,7 @@ impl ServeStats {
         self.responses += other.responses;
         self.refused += other.refused;
         self.resets += other.resets;
+        self.awake_waits += other.awake_waits;
         self.discarded += other.discarded;
         for (end, count) in &other.failures {
             *self.failures.entry(end.clone()).or_default() += count;

@@ -7,6 +7,7 @@
 //! response, waits in the set and holds no VM.
 
 mod buffer;
+mod busy_poll;
 mod connection;
 mod control;
 mod exchange;

@@ -9,6 +9,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use super::busy_poll::Seat;
 use super::connection::{After, Connection, Phase, Progress, Step};
 use super::control::Control;
 use super::http1::Answer;
@@ -89,6 +90,7 @@ pub(super) struct Shared<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) epoll: OwnedFd,
     pub(super) wake: OwnedFd,
+    pub(super) seat: Seat,
     pub(super) listeners: Vec<ListenerSocket>,
     pub(super) table: Table,
     pub(super) queue: Queue,
@@ -116,6 +118,11 @@ impl Shared<'_> {
         }
         stats.storage = self.storage.as_ref().map(StoragePrograms::stats);
         stats
+    }
+
+    /// Threads with a VM that do not wait for events.
+    pub(super) fn busy_threads(&self) -> usize {
+        self.desks.iter().filter(|desk| desk.busy_since.load(Ordering::Relaxed) > 0).count()
     }
 
     pub(super) fn is_draining(&self) -> bool {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
+use super::busy_poll::BusyPoll;
 use super::connection::{After, Connection};
 use super::exchange::{Exchange, Outcome, Served, Timing, run_in_memory};
 use super::http1::Answer;
@@ -42,6 +44,7 @@ pub(super) struct Thread<'a> {
     runs: u64,
     /// What the last run has cost, with its reset.
     previous: RunCounters,
+    busy_poll: BusyPoll,
 }
 
 impl<'a> Thread<'a> {
@@ -63,7 +66,9 @@ impl<'a> Thread<'a> {
             storage.start(number)?;
         }
         let (sandbox, kicker) = Self::fork(shared, number)?;
-        let mut thread = Self { shared, desk: &shared.desks[number], number, sandbox, kicker, runs: 0, previous: RunCounters::default() };
+        let busy_poll = BusyPoll::new(shared.config.busy_poll_ns, std::thread::available_parallelism().map_or(1, usize::from));
+        let (desk, previous) = (&shared.desks[number], RunCounters::default());
+        let mut thread = Self { shared, desk, number, sandbox, kicker, runs: 0, previous, busy_poll };
         thread.desk.busy_since.store(host_monotonic(), Ordering::SeqCst);
         thread.prime()?;
         if shared.forked.fetch_add(1, Ordering::AcqRel) + 1 == shared.config.threads {
@@ -118,7 +123,7 @@ impl<'a> Thread<'a> {
         Ok(())
     }
 
-    fn next_event(&self) -> Result<Option<u64>, ServeError> {
+    fn next_event(&mut self) -> Result<Option<u64>, ServeError> {
         let mut timeout = if self.shared.is_draining() { DRAIN_PAUSE } else { WAIT };
         if !self.shared.config.ephemeral
             && let Some(next) = self.sandbox.kernel().next_deadline()
@@ -126,15 +131,36 @@ impl<'a> Thread<'a> {
             let moment = self.sandbox.kernel().clock.to_host(next);
             timeout = timeout.min(Duration::from_nanos(moment.saturating_sub(host_monotonic())));
         }
-        let timeout = rustix::time::Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
+        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
-        let result = epoll::wait(&self.shared.epoll, &mut events, Some(&timeout));
-        self.desk.busy_since.store(host_monotonic(), Ordering::SeqCst);
+        let begin = host_monotonic();
+        let mut result = self.wait_awake(begin, &mut events);
+        if result == Ok(0) {
+            result = epoll::wait(&self.shared.epoll, &mut events, Some(&timeout));
+        } else {
+            lock(&self.desk.stats).awake_waits += 1;
+        }
+        let end = host_monotonic();
+        self.busy_poll.waited(end.saturating_sub(begin));
+        self.desk.busy_since.store(end, Ordering::SeqCst);
         match result {
             Ok(0) | Err(Errno::INTR) => Ok(None),
             Ok(_) => Ok(Some(events[0].data.u64())),
             Err(errno) => Err(ServeError::System("wait for connections", errno)),
         }
+    }
+
+    /// Look for an event for a while, where that is worth it; nothing was found otherwise.
+    fn wait_awake(&self, begin: u64, events: &mut [Event; 1]) -> Result<usize, Errno> {
+        let Some((most, _seated)) = self.busy_poll.begin(&self.shared.seat, || self.shared.busy_threads()) else { return Ok(0) };
+        while host_monotonic().saturating_sub(begin) < most {
+            match epoll::wait(&self.shared.epoll, &mut *events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+                // Whoever else wants this CPU comes first: it may be the client.
+                Ok(0) => std::thread::yield_now(),
+                found => return found,
+            }
+        }
+        Ok(0)
     }
 
     /// A VM that keeps its state also does what it does between requests.

@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
+use super::busy_poll::Seat;
 use super::control::{Command, Control};
 use super::lock;
 use super::shared::{CONNECTIONS_MAX, Desk, ListenerSocket, Queue, Shared, WAKE};
@@ -89,6 +90,7 @@ pub fn serve(
         snapshot,
         epoll: epoll::create(CreateFlags::CLOEXEC).map_err(system("make an epoll set"))?,
         wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system("make an event descriptor"))?,
+        seat: Seat::default(),
         listeners,
         table: Table::new(CONNECTIONS_MAX),
         queue: Queue::default(),
