@@ -14,6 +14,8 @@ use super::vdso::{CLOCK_PAGE_TSC, ClockPage};
 const WINDOW_NS_MIN: u64 = 10_000_000;
 /// Longest time a rate is averaged over; the host's clock is being disciplined all the while (`adjtimex(2)`, up to 500 ppm).
 const WINDOW_NS_MAX: u64 = 16_000_000_000;
+/// How often the rate is brought up to date, nanoseconds: every request asks for a page.
+const RENEW_NS: u64 = 1_000_000;
 /// A rate that differs by more than this from the one before says that the counter is not what we think it is (suspend,
 /// migration), in parts per million.
 const DRIFT_PPM_MAX: u64 = 1000;
@@ -37,6 +39,8 @@ struct Sample {
 struct Rate {
     mult: u32,
     shift: u32,
+    /// How many ticks a page may be used.
+    valid_ticks: u64,
 }
 
 /// The relation between the host's counter and its clocks, followed over time. One in a process is enough; it is plain data.
@@ -47,6 +51,8 @@ pub struct TscClock {
     /// Where the next window will begin.
     next_anchor: Sample,
     rate: Option<Rate>,
+    /// When that was brought up to date, CLOCK_MONOTONIC.
+    rated_at_ns: u64,
     /// Ticks a sample takes when nothing interrupts it.
     best_spread: u64,
     usable: bool,
@@ -58,7 +64,8 @@ impl TscClock {
     #[must_use]
     pub fn start() -> Self {
         let first = (0..ATTEMPTS).map(|_| Sample::take()).min_by_key(|sample| sample.spread).unwrap_or_else(Sample::take);
-        Self { anchor: first, next_anchor: first, rate: None, best_spread: first.spread, usable: host_trusts_counter() }
+        let usable = host_trusts_counter();
+        Self { anchor: first, next_anchor: first, rate: None, rated_at_ns: 0, best_spread: first.spread, usable }
     }
 
     /// Measure for 10 ms: for callers that need the first page to be complete.
@@ -82,7 +89,7 @@ impl TscClock {
             realtime_ns: sample.realtime_ns,
             mult: rate.mult,
             shift: rate.shift,
-            valid_ticks: rate.ticks(VALID_NS),
+            valid_ticks: rate.valid_ticks,
             ..ClockPage::default()
         }
     }
@@ -108,6 +115,10 @@ impl TscClock {
         if window < WINDOW_NS_MIN || sample.spread > self.best_spread.saturating_mul(10) {
             return;
         }
+        if self.rate.is_some() && sample.monotonic_ns.saturating_sub(self.rated_at_ns) < RENEW_NS {
+            return;
+        }
+        self.rated_at_ns = sample.monotonic_ns;
         self.best_spread = self.best_spread.min(sample.spread);
         let rate = sample.tsc.checked_sub(self.anchor.tsc).and_then(|ticks| Rate::new(window, ticks));
         match (rate, self.rate) {
@@ -148,16 +159,17 @@ impl Rate {
         if ns == 0 || ticks / ns > 20 || ticks < ns / 10 {
             return None;
         }
-        // The largest shift whose multiplier has 32 bits: all the precision there is.
-        (0..64).rev().find_map(|shift| {
-            let mult = (u128::from(ns) << shift) / u128::from(ticks);
-            u32::try_from(mult).ok().map(|mult| Self { mult, shift })
+        // The largest shift whose multiplier has 32 bits: all the precision there is. The logarithms know it but for one.
+        let most = (33 + ticks.ilog2()).saturating_sub(ns.ilog2()).min(63);
+        (0..=most).rev().find_map(|shift| {
+            let mult = u32::try_from((u128::from(ns) << shift) / u128::from(ticks)).ok()?;
+            Some(Self { mult, shift, valid_ticks: Self::ticks(mult, shift, VALID_NS) })
         })
     }
 
     /// How many ticks take so many nanoseconds.
-    fn ticks(self, ns: u64) -> u64 {
-        u64::try_from((u128::from(ns) << self.shift) / u128::from(self.mult.max(1))).unwrap_or(u64::MAX)
+    fn ticks(mult: u32, shift: u32, ns: u64) -> u64 {
+        u64::try_from((u128::from(ns) << shift) / u128::from(mult.max(1))).unwrap_or(u64::MAX)
     }
 
     fn is_near(self, other: Self) -> bool {
@@ -190,7 +202,7 @@ mod tests {
     fn rates_use_all_bits_and_refuse_nonsense() {
         let rate = Rate::new(1_000_000_000, 3_000_000_000).expect("3 GHz");
         assert!(rate.mult >= 1 << 31);
-        assert!(rate.ticks(1_000_000_000).abs_diff(3_000_000_000) < 2);
+        assert!(rate.valid_ticks.abs_diff(3_000_000_000) < 2);
         let ns = (3_000_000_000_u128 * 3600 * u128::from(rate.mult)) >> rate.shift;
         assert!(ns.abs_diff(3_600_000_000_000) < 10_000, "{ns} after an hour");
         assert_eq!(Rate::new(0, 1), None);
