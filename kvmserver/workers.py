@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvmserver import channel, lifeline
+from kvmserver import channel, lifeline, small_pages
 from kvmserver.backoff import Backoff
 from kvmserver.channel import Channel, ChannelError, Message
 from kvmserver.errors import KvmserverError, StartError
@@ -162,6 +162,7 @@ class WorkerPool:
         status = 1
         try:
             lifeline.die_with_parent(tenant)
+            small_pages.use_small_pages()
             self._selector.close()
             self._supervisor.close()
             for other in self._workers:
