@@ -177,9 +177,6 @@ impl Shared<'_> {
         let _ = self.watch_listener(index);
         let (socket, address) = accepted.ok()?;
         let peer = address.and_then(|address| std::net::SocketAddr::try_from(address).ok()).map_or(PeerAddress::Unnamed, PeerAddress::Inet);
-        if matches!(peer, PeerAddress::Inet(_)) {
-            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
-        }
         lock(&desk.stats).connections += 1;
         let clients = &self.config.clients;
         let connection = Box::new(Connection::new(socket, peer, listener.id, slot, clients, host_monotonic()));

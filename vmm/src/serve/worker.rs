@@ -104,6 +104,8 @@ pub fn serve(
     };
     for (index, listener) in shared.listeners.iter().enumerate() {
         let _ = rustix::io::ioctl_fionbio(&*listener.socket, true);
+        // Linux gives it on to accepted sockets. Not every listener is of TCP.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&*listener.socket, true);
         shared.watch_listener(index).map_err(system("watch a socket"))?;
     }
     epoll::add(&shared.epoll, &shared.wake, EventData::new_u64(WAKE), EventFlags::IN).map_err(system("watch an event descriptor"))?;
