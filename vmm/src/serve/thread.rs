@@ -131,12 +131,13 @@ impl<'a> Thread<'a> {
             let moment = self.sandbox.kernel().clock.to_host(next);
             timeout = timeout.min(Duration::from_nanos(moment.saturating_sub(host_monotonic())));
         }
-        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
         let begin = host_monotonic();
-        let mut result = self.wait_awake(begin, &mut events);
+        let mut result = self.wait_awake(begin, timeout, &mut events);
         if result == Ok(0) {
-            result = epoll::wait(&self.shared.epoll, &mut events, Some(&timeout));
+            let rest = timeout.saturating_sub(Duration::from_nanos(host_monotonic().saturating_sub(begin)));
+            let rest = Timespec { tv_sec: rest.as_secs().cast_signed(), tv_nsec: i64::from(rest.subsec_nanos()) };
+            result = epoll::wait(&self.shared.epoll, &mut events, Some(&rest));
         } else {
             lock(&self.desk.stats).awake_waits += 1;
         }
@@ -150,9 +151,10 @@ impl<'a> Thread<'a> {
         }
     }
 
-    /// Look for an event for a while, where that is worth it; nothing was found otherwise.
-    fn wait_awake(&self, begin: u64, events: &mut [Event; 1]) -> Result<usize, Errno> {
+    /// Look for an event for a while, where that is worth it, but no longer than `timeout`; nothing was found otherwise.
+    fn wait_awake(&self, begin: u64, timeout: Duration, events: &mut [Event; 1]) -> Result<usize, Errno> {
         let Some((most, _seated)) = self.busy_poll.begin(&self.shared.seat, || self.shared.busy_threads()) else { return Ok(0) };
+        let most = most.min(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
         while host_monotonic().saturating_sub(begin) < most {
             match epoll::wait(&self.shared.epoll, &mut *events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
                 // Whoever else wants this CPU comes first: it may be the client.
