@@ -15,6 +15,8 @@
 pub mod config;
 pub mod cpu;
 pub mod fast_path;
+#[cfg(test)]
+mod fuzzing;
 #[cfg(feature = "python")]
 mod guest_files;
 pub mod limits;

@@ -253,7 +253,7 @@ fn any_component() -> impl Strategy<Value = &'static str> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(crate::fuzzing::cases(300))]
 
     /// Any path, through links and `..`, ends where the host's kernel ends it; and with less granted it never ends outside.
     #[test]

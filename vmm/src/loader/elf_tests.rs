@@ -152,7 +152,7 @@ fn corpus(file: usize) -> Head {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(crate::fuzzing::cases(4096))]
 
     #[test]
     fn mutated_headers_never_break_the_parser(file in 0..3_usize, edits in prop::collection::vec((0..1024_usize, any::<u8>()), 1..12)) {

@@ -264,7 +264,7 @@ fn plausible() -> impl Strategy<Value = Logged> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(crate::fuzzing::cases(2000))]
 
     /// Whatever the log says, the kernel stays sound: its bounds hold, and the next calls are answered.
     #[test]

@@ -267,7 +267,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(crate::fuzzing::cases(2000))]
 
     #[test]
     fn reports_what_the_reference_reports(steps in prop::collection::vec(step(), 1..60)) {

@@ -246,7 +246,7 @@ fn signalfd_takes_what_is_blocked() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(crate::fuzzing::cases(64))]
 
     /// Whatever the sizes of the writes and reads, the bytes come out as they went in.
     #[test]

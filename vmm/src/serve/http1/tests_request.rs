@@ -1,5 +1,7 @@
 //! Heads of requests: what is passed on, and what is refused.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const RULES: Rules = Rules { head_bytes_max: 64 << 10, forwarded_for: None };
@@ -145,4 +147,65 @@ fn the_program_learns_who_the_client_is() {
         with(Some("192.0.2.1"), "X-Forwarded-For: a\r\nForwarded: for=b\r\nx-forwarded-for: c, d\r\n"),
         head("X-Forwarded-For: a, c, d, 192.0.2.1\r\nForwarded: for=b, for=192.0.2.1;proto=http")
     );
+}
+
+/// What heads are made of, well and badly.
+fn pieces() -> impl Strategy<Value = Vec<u8>> {
+    let known: Vec<&[u8]> = vec![
+        b"GET / HTTP/1.1\r\n",
+        b"POST /a?b=c HTTP/1.0\r\n",
+        b"OPTIONS * HTTP/1.1\r\n",
+        b"GET http://a/b HTTP/1.1\r\n",
+        b"Host: a\r\n",
+        b"\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 05, 5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding : gzip\r\n",
+        b"Connection: close, X-A\r\n",
+        b"X-A: b\r\n",
+        b" folded\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Upgrade: websocket\r\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b":",
+    ];
+    let piece =
+        prop_oneof![8 => proptest::sample::select(known).prop_map(<[u8]>::to_vec), 1 => proptest::collection::vec(any::<u8>(), 0..6)];
+    let begin = prop_oneof![4 => Just(b"GET / HTTP/1.1\r\nHost: a\r\n".to_vec()), 1 => Just(Vec::new())];
+    let end = prop_oneof![4 => Just(b"\r\n".to_vec()), 1 => Just(Vec::new())];
+    (begin, proptest::collection::vec(piece, 0..8), end).prop_map(|(begin, pieces, end)| [begin, pieces.concat(), end].concat())
+}
+
+proptest! {
+    #![proptest_config(crate::fuzzing::cases(500))]
+
+    /// Whatever comes in whatever parts, it is refused, or waited for, or handed on as a head that has one meaning only.
+    #[test]
+    fn any_bytes_are_a_request_or_refused(bytes in pieces(), cut in any::<prop::sample::Index>()) {
+        let whole = parse_with(&RULES, &bytes);
+        let (mut scan, mut canonical) = (HeadScan::default(), Vec::new());
+        let cut = cut.index(bytes.len() + 1);
+        let first = parse_request(&bytes[..cut], &mut scan, &RULES, &mut canonical);
+        if matches!(first, Ok(None)) {
+            let second = parse_request(&bytes, &mut scan, &RULES, &mut canonical).map_err(|Refusal(status)| status);
+            prop_assert_eq!(second.as_ref().err(), whole.as_ref().err());
+            prop_assert_eq!(second.ok().flatten().map(|request| request.head_bytes), whole.as_ref().ok().and_then(Option::as_ref).map(|(request, _)| request.head_bytes));
+        }
+        match whole {
+            Err(status) => prop_assert!([400, 413, 414, 417, 431, 501, 505].contains(&status), "{}", status),
+            Ok(None) => prop_assert!(!bytes.windows(4).any(|four| four == b"\r\n\r\n"), "it is complete"),
+            Ok(Some((request, head))) => {
+                prop_assert!(request.head_bytes <= bytes.len() && head.ends_with("\r\n\r\n"));
+                let lines: Vec<&str> = head.split("\r\n").collect();
+                prop_assert!(lines.iter().all(|line| !line.contains(['\r', '\n', '\0'])), "{head:?}");
+                let count = |name: &str| lines.iter().filter(|line| line.to_ascii_lowercase().starts_with(name)).count();
+                prop_assert!(count("host:") <= 1 && count("content-length:") + count("transfer-encoding:") <= 1, "{head:?}");
+                let again = parse_with(&RULES, head.as_bytes());
+                prop_assert!(matches!(&again, Ok(Some((_, same))) if *same == head), "{head:?} became {again:?}");
+            }
+        }
+    }
 }
