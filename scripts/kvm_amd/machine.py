@@ -38,7 +38,7 @@ KERNEL = (
     "root=/dev/nvme0n1 rw init=/init"
 )
 PIECE_BYTES = 1 << 16
-CONSOLE_LINES = 30
+CONSOLE_LINES = 60
 
 
 class MachineError(Exception):
