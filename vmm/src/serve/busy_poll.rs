@@ -35,7 +35,8 @@ impl BusyPoll {
             return None;
         }
         let is_free = seat.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
-        is_free.then_some((self.most_ns, Seated(seat)))
+        // Not made where the seat is another's: its end would free that.
+        is_free.then(|| (self.most_ns, Seated(seat)))
     }
 
     /// A wait is over, which lasted so long, awake and asleep.
@@ -75,6 +76,8 @@ mod tests {
         second.waited(1);
         let seated = first.begin(&seat, || 0);
         assert!(seated.is_some() && second.begin(&seat, || 0).is_none());
+        // Who found it taken has not given it back.
+        assert!(second.begin(&seat, || 0).is_none());
         drop(seated);
         assert!(second.begin(&seat, || 0).is_some());
     }
