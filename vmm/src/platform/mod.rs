@@ -2,6 +2,17 @@
 
 pub mod kvm;
 
+/// Why guest code cannot run on: its VM is lost.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RunVmError {
+    /// What the system call says.
+    #[error("{0}")]
+    Call(#[from] rustix::io::Errno),
+    /// The VM stopped in a way that nothing can go on from; the text says how, and where.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
 /// Why guest code stopped running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {

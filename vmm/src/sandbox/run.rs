@@ -166,7 +166,7 @@ impl Sandbox {
         let before = host_monotonic();
         let exit = match self.vm.run(&mut self.space) {
             Ok(exit) => exit,
-            Err(errno) => return Some(Pause::Ended(self.broken("run the virtual machine", errno))),
+            Err(error) => return Some(Pause::Ended(self.broken("run the virtual machine", error))),
         };
         self.counters.exits += 1;
         let now = host_monotonic();
@@ -306,8 +306,8 @@ impl Sandbox {
         }
     }
 
-    pub(super) fn broken(&self, what: &str, errno: rustix::io::Errno) -> RunEnd {
-        RunEnd::Broken { detail: format!("cannot {what}: {errno}") }
+    pub(super) fn broken(&self, what: &str, error: impl std::fmt::Display) -> RunEnd {
+        RunEnd::Broken { detail: format!("cannot {what}: {error}") }
     }
 
     pub(super) fn killed(&mut self, tid: Tid, signal: i32) -> RunEnd {

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::Sandbox;
 use crate::limits::PAGE;
 use crate::memory::{Backing, MemoryImage, Pagemap, Vma};
+use crate::platform::RunVmError;
 
 /// What a reset may be made to forget, to test that [`Sandbox::verify`] finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,12 @@ impl fmt::Display for Mismatch {
 
 fn mismatch(what: impl Into<String>) -> Mismatch {
     Mismatch { what: what.into() }
+}
+
+impl From<RunVmError> for Mismatch {
+    fn from(error: RunVmError) -> Self {
+        mismatch(format!("something that could not be run ({error})"))
+    }
 }
 
 impl From<Errno> for Mismatch {

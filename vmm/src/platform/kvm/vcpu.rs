@@ -8,7 +8,10 @@
 //! UNSAFETY: a member of the union is looked at only after `exit_reason` has said that it is the valid one; the page is mapped as
 //! long as the vCPU.
 
-use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_MMIO, kvm_regs, kvm_sregs};
+use kvm_bindings::{
+    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    kvm_regs, kvm_sregs,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::io::Errno;
 
@@ -23,7 +26,7 @@ use crate::cpu::Registers;
 use crate::fast_path::{FastPath, Interrupted};
 use crate::limits::BLOCK;
 use crate::memory::{AddressSpace, BlockUse};
-use crate::platform::{Exception, Exit};
+use crate::platform::{Exception, Exit, RunVmError};
 
 /// Vectors that push an error code.
 const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
@@ -209,8 +212,8 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// EIO where it does not; what KVM says; never on a working one.
-    pub fn finish_restore(&mut self, space: &mut AddressSpace) -> Result<(), Errno> {
+    /// As for [`Vm::run`], and where it does not load it.
+    pub fn finish_restore(&mut self, space: &mut AddressSpace) -> Result<(), RunVmError> {
         let (state, mut kicked) = (self.state, false);
         for _ in 0..RESTORE_ATTEMPTS {
             if !self.restores {
@@ -224,7 +227,7 @@ impl Vm {
                     self.clear_kick();
                     kicked = true;
                 }
-                _ => return Err(Errno::IO),
+                exit => return Err(RunVmError::Unexpected(format!("{exit:?} where the extended state is loaded"))),
             }
         }
         (self.state, self.stale) = (state, true);
@@ -232,7 +235,7 @@ impl Vm {
             // It was meant for the next run: whoever armed it takes it for coming.
             self.vcpu.set_kvm_immediate_exit(1);
         }
-        if self.restores { Err(Errno::IO) } else { Ok(()) }
+        if self.restores { Err(RunVmError::Unexpected("no end of kicks where the extended state is loaded".into())) } else { Ok(()) }
     }
 
     /// Clear a kick that has been seen. The caller looks at everything a kick may be about *after* this.
@@ -244,8 +247,8 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// What KVM_RUN says beyond EINTR, EAGAIN and EFAULT; never on a working KVM.
-    pub fn run(&mut self, space: &mut AddressSpace) -> Result<Exit, Errno> {
+    /// What KVM_RUN says beyond EINTR, EAGAIN and EFAULT, and exits that leave nothing to go on from; never on a working KVM.
+    pub fn run(&mut self, space: &mut AddressSpace) -> Result<Exit, RunVmError> {
         self.update_tables(space)?;
         if !is_canonical(self.state.registers.rip) {
             // Not handed to the processor: VMX refuses to enter with it, and an Intel processor's `sysretq` raises its fault in
@@ -323,7 +326,7 @@ impl Vm {
     }
 
     /// What an exit means; `None` to run on.
-    fn decode(&mut self, space: &AddressSpace, outcome: Result<(), Errno>) -> Result<Option<Exit>, Errno> {
+    fn decode(&mut self, space: &AddressSpace, outcome: Result<(), Errno>) -> Result<Option<Exit>, RunVmError> {
         let (regs, sregs) = self.access.take(&mut self.vcpu)?;
         self.sregs = sregs;
         let user_mode = sregs.cs.selector & 3 == 3;
@@ -331,13 +334,19 @@ impl Vm {
         // What KVM has: below, an RIP in the entry or the fast path is turned into one of the program's.
         self.loaded = self.state;
         self.stopped = if user_mode { Stopped::User } else { Stopped::Supervisor };
+        let interrupted = match outcome {
+            Ok(()) if self.is_ring_full() => {
+                self.rearm(space)?;
+                true
+            }
+            outcome => matches!(outcome, Err(Errno::INTR | Errno::AGAIN)),
+        };
         let restored = std::mem::take(&mut self.restores);
         if restored && self.area.is_restore(regs.rip) {
-            return self.decode_unrestored(outcome);
+            return self.decode_unrestored(interrupted, outcome);
         }
         let exit = match outcome {
-            Ok(()) => self.decode_exit(space, regs.rip)?,
-            Err(Errno::INTR | Errno::AGAIN) => {
+            _ if interrupted => {
                 if self.area.handler_vector(regs.rip).is_some() || self.exception_is_due()? {
                     // Between the exception and its `out`: finish that first, or it would come to whatever runs next. The kick stays
                     // pending in the flag's owner.
@@ -348,8 +357,9 @@ impl Vm {
                 }
                 Some(self.kicked(space))
             }
+            Ok(()) => self.decode_exit(space, regs.rip)?,
             Err(Errno::FAULT) => self.decode_fault(space),
-            Err(errno) => return Err(errno),
+            Err(errno) => return Err(errno.into()),
         };
         if exit.is_some() {
             self.retried_at = None;
@@ -358,16 +368,32 @@ impl Vm {
     }
 
     /// An exit in the routine that loads the kept extended state: nothing of the program has run.
-    fn decode_unrestored(&mut self, outcome: Result<(), Errno>) -> Result<Option<Exit>, Errno> {
+    fn decode_unrestored(&mut self, interrupted: bool, outcome: Result<(), Errno>) -> Result<Option<Exit>, RunVmError> {
         self.state = self.unrestored;
         self.loaded = self.state;
         (self.restores, self.stale) = (true, true);
         match outcome {
-            Err(Errno::INTR | Errno::AGAIN) => Ok(Some(Exit::Kicked)),
-            Ok(()) if self.vcpu.get_kvm_run().exit_reason == KVM_EXIT_DIRTY_RING_FULL => Ok(Some(Exit::Kicked)),
-            Err(errno) => Err(errno),
-            Ok(()) => Err(Errno::IO),
+            _ if interrupted => Ok(Some(Exit::Kicked)),
+            Err(errno) => Err(errno.into()),
+            Ok(()) => Err(self.unexpected("where the extended state is loaded")),
         }
+    }
+
+    /// Whether KVM has ended the run because it has no room to tell of written pages. It may have an exception to deliver, then, or
+    /// stand anywhere in the entry: this exit is as an interruption.
+    fn is_ring_full(&mut self) -> bool {
+        self.vcpu.get_kvm_run().exit_reason == KVM_EXIT_DIRTY_RING_FULL
+    }
+
+    /// The error for the exit that KVM has just told of.
+    fn unexpected(&mut self, place: &str) -> RunVmError {
+        let reason = self.vcpu.get_kvm_run().exit_reason;
+        let name = match reason {
+            KVM_EXIT_SHUTDOWN => " (shutdown: the virtual processor could not deliver an exception)",
+            KVM_EXIT_FAIL_ENTRY => " (the processor refused to run the guest)",
+            _ => "",
+        };
+        RunVmError::Unexpected(format!("KVM's exit {reason}{name} {place}"))
     }
 
     /// An RIP in the entry or in the fast path is turned into one of the program's.
@@ -417,7 +443,7 @@ impl Vm {
         }
     }
 
-    fn continue_handler(&mut self, space: &AddressSpace) -> Result<Exit, Errno> {
+    fn continue_handler(&mut self, space: &AddressSpace) -> Result<Exit, RunVmError> {
         for _ in 0..8 {
             self.vcpu.get_kvm_run().exit_reason = u32::MAX;
             match self.vcpu.run().map(|_| ()).map_err(|error| Errno::from_raw_os_error(error.errno())) {
@@ -432,7 +458,7 @@ impl Vm {
         Ok(Exit::Forbidden("an exception handler that does not finish"))
     }
 
-    fn decode_exit(&mut self, space: &AddressSpace, rip: u64) -> Result<Option<Exit>, Errno> {
+    fn decode_exit(&mut self, space: &AddressSpace, rip: u64) -> Result<Option<Exit>, RunVmError> {
         let run = self.vcpu.get_kvm_run();
         let exit = match run.exit_reason {
             KVM_EXIT_IO => {
@@ -457,17 +483,16 @@ impl Vm {
                 self.finish_io()?;
                 Exit::Forbidden("an access that no memory answers")
             }
-            KVM_EXIT_DIRTY_RING_FULL => self.kicked(space),
             KVM_EXIT_INTERNAL_ERROR | KVM_EXIT_HLT => Exit::Forbidden("an instruction that cannot be run in a virtual machine"),
             // A shutdown, an entry that failed: nothing is known of the processor's state any more.
-            _ => return Err(Errno::IO),
+            _ => return Err(self.unexpected("in the program")),
         };
         Ok(Some(exit))
     }
 
     /// Let KVM finish an access that is not answered: it would otherwise complete it in the next run, over the registers
     /// of whoever runs then.
-    fn finish_io(&mut self) -> Result<(), Errno> {
+    fn finish_io(&mut self) -> Result<(), RunVmError> {
         self.stale = true;
         for _ in 0..IO_PIECES {
             // A kick that comes meanwhile is lost; the run loop arms its timer again when it sees that the moment has passed.
@@ -480,7 +505,7 @@ impl Vm {
                 Err(_) => return Ok(()),
             }
         }
-        Err(Errno::IO)
+        Err(RunVmError::Unexpected("an I/O instruction that does not end".into()))
     }
 
     fn decode_exception(&mut self, space: &AddressSpace, rip: u64) -> Exit {
@@ -516,7 +541,7 @@ impl Vm {
     }
 
     /// Bring page tables and memslots up to date with the mappings.
-    fn update_tables(&mut self, space: &mut AddressSpace) -> Result<(), Errno> {
+    fn update_tables(&mut self, space: &mut AddressSpace) -> Result<(), RunVmError> {
         for (first, last) in space.take_stale_blocks() {
             for block in first..last {
                 let usage = space.block_use(block);
@@ -529,7 +554,7 @@ impl Vm {
                 if current == 0 {
                     self.area.fill_block(block, wanted);
                 } else {
-                    self.edit_entry(block, wanted)?;
+                    self.edit_entry(space, block, wanted)?;
                 }
             }
         }
@@ -537,7 +562,7 @@ impl Vm {
     }
 
     /// Change a present entry from inside the guest.
-    fn edit_entry(&mut self, block: u64, value: u64) -> Result<(), Errno> {
+    fn edit_entry(&mut self, space: &AddressSpace, block: u64, value: u64) -> Result<(), RunVmError> {
         let registers = Registers {
             rax: value,
             rdi: self.area.address() + Area::entry_offset(block),
@@ -567,11 +592,13 @@ impl Vm {
                     if port == PORT_EDITED {
                         break;
                     }
-                    return Err(Errno::IO);
+                    return Err(self.unexpected("where a page-table entry is changed"));
                 }
                 // The routine may be run again from its start: it stores the same value.
+                Ok(()) if self.is_ring_full() => self.rearm(space)?,
                 Err(Errno::INTR | Errno::AGAIN) => {}
-                _ => return Err(Errno::IO),
+                Ok(()) => return Err(self.unexpected("where a page-table entry is changed")),
+                Err(errno) => return Err(errno.into()),
             }
         }
         let (_, sregs) = self.access.take(&mut self.vcpu)?;
