@@ -100,6 +100,8 @@ def main(words: list[str] | None = None) -> int:
     except (image.MissingPackagesError, image.BuildError, machine.MachineError, tarfile.TarError) as error:
         print(f"kvm-amd: {error}", file=sys.stderr)
         return FAILED
+    if outcome.status != 0 and outcome.kernel_log:
+        print(f"kvm-amd: meanwhile the machine's kernel printed:\n{outcome.kernel_log}", file=sys.stderr)
     if options.verbose:
         print(f"kvm-amd: {outcome.started_after_s:.1f} s from start to command", file=sys.stderr)
     return outcome.status

@@ -29,7 +29,8 @@ from kvm_amd.image import Image
 STARTS = 5
 FIRST_LINE_S = 12.0
 HELLO_S = 60.0
-CPUS = 2
+# Of which commands do not get the first one: see leave_first_processor in agent.py.
+CPUS = 3
 MEMORY_MIB = 3072
 # The kernel's notices only: every character on the console costs the software CPU an exit.
 # No defences against speculation, which this CPU does not do: the detours of every indirect jump cost it a quarter.
@@ -56,6 +57,8 @@ class Outcome:
     status: int
     # From the first start of QEMU to the moment in which the command was handed over, seconds.
     started_after_s: float
+    # What the kernel printed while the command ran: warnings, where something went wrong in it.
+    kernel_log: str = ""
 
 
 def qemu_words(image: Image, project: Path, descriptor: int) -> list[str]:
@@ -174,11 +177,13 @@ def run(image: Image, project: Path, start: Start, shared: Path | None, limit_s:
         if shared is not None:
             share.send(shared, lambda piece: machine.send(encode(Kind.SHARE, piece)))
         outcome = Outcome(0, time.monotonic() - begin)
+        printed = len(machine.console())
         with _input(machine, start.terminal), tempfile.TemporaryFile() as archive:
             outcome.status = _converse(machine, archive, None if limit_s is None else time.monotonic() + limit_s)
             if shared is not None:
                 archive.seek(0)
                 share.receive(archive, shared)
+        outcome.kernel_log = machine.console()[printed:].strip()
     return outcome
 
 

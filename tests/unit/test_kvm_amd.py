@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_amd import cache, command, frames, image, machine, project, share
+from kvm_amd import agent, cache, command, frames, image, machine, project, share
 from kvm_amd.agent import Start
 from kvm_amd.frames import BrokenStreamError, Decoder, Kind, encode
 
@@ -211,6 +211,20 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(words: list[str], shared: Path | None = None, limit_s: float = 60.0) -> machine.Outcome:
     start = Start(words, "/", {"PATH": os.defpath}, False, shared is not None)
     return machine.run(image.Image(Path("kernel"), Path("disk")), Path("project"), start, shared, limit_s)
+
+
+def test_what_the_kernel_says_meanwhile_comes_back(fake: Path) -> None:
+    outcome = run(["sh", "-c", "echo 'WARNING: at kvm' >> /proc/$PPID/fd/1; exit 3"])
+    assert (outcome.status, outcome.kernel_log) == (3, "WARNING: at kvm")
+    assert run(["true"]).kernel_log == ""
+
+
+def test_a_command_never_runs_on_the_first_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1, 2})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _process, processors: asked.append(set(processors)))
+    agent.leave_first_processor()
+    assert asked == [{1, 2}]
 
 
 def test_output_and_status_come_back(fake: Path, capfd: pytest.CaptureFixture[str]) -> None:
