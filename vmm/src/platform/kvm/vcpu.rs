@@ -585,15 +585,10 @@ impl Vm {
             if kicked != 0 {
                 run.immediate_exit = 1;
             }
+            // SAFETY: exit_reason says that this member of the union is valid.
+            let edited = run.exit_reason == KVM_EXIT_IO && unsafe { run.__bindgen_anon_1.io.port } == PORT_EDITED;
             match outcome {
-                Ok(()) if run.exit_reason == KVM_EXIT_IO => {
-                    // SAFETY: exit_reason says that this member of the union is valid.
-                    let port = unsafe { run.__bindgen_anon_1.io.port };
-                    if port == PORT_EDITED {
-                        break;
-                    }
-                    return Err(self.unexpected("where a page-table entry is changed"));
-                }
+                Ok(()) if edited => break,
                 // The routine may be run again from its start: it stores the same value.
                 Ok(()) if self.is_ring_full() => self.rearm(space)?,
                 Err(Errno::INTR | Errno::AGAIN) => {}
