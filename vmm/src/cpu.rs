@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::clone_in_place::clone_in_place;
+
 /// General registers, instruction pointer and flags (AMD64 manual volume 1, section 3.1).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -41,7 +43,7 @@ impl Registers {
 }
 
 /// A thread's whole processor state outside memory.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct CpuState {
     /// General registers. After a system call: `rip` is the instruction after `syscall`, RCX and R11 are as the
     /// processor left them (RCX = rip, R11 = rflags).
@@ -53,6 +55,8 @@ pub struct CpuState {
     /// The XSAVE area in standard format (x87, SSE, AVX, AVX-512); empty means the initial state.
     pub extended: Vec<u8>,
 }
+
+clone_in_place!(CpuState { registers, fs_base, gs_base, extended });
 
 /// Access to the extended state of the thread that is on the processor now; signal frames save and restore it.
 pub trait ExtendedState {

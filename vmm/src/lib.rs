@@ -12,6 +12,7 @@
 //! 8. [`storage`]: the program beside the request VMs that keeps state, and the calls to it.
 //! 9. [`serve`]: connections in, requests to sandboxes, responses out.
 
+mod clone_in_place;
 pub mod config;
 pub mod cpu;
 pub mod fast_path;

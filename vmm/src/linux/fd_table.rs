@@ -2,6 +2,7 @@
 
 use super::Errno;
 use super::file::FileId;
+use crate::clone_in_place::clone_in_place;
 use crate::limits::FDS_MAX;
 
 /// A descriptor number that is in range.
@@ -27,10 +28,12 @@ pub struct Entry {
 
 /// The table. It does not count references: [`super::file::Files`] does, and callers keep the two in step through
 /// [`super::Kernel`]'s `install_fd` and `close_fd`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct FdTable {
     entries: Vec<Option<Entry>>,
 }
+
+clone_in_place!(FdTable {} lists { entries });
 
 impl FdTable {
     /// The open file description behind a number that a guest named.

@@ -49,6 +49,7 @@ use std::sync::Arc;
 
 pub use rustix::io::Errno;
 
+use crate::clone_in_place::clone_in_place;
 use crate::memory::{AddressSpace, GuestMemory};
 use clock::Clock;
 use fd_table::FdTable;
@@ -246,7 +247,7 @@ impl Call<'_> {
 }
 
 /// Everything of our Linux that a snapshot contains besides memory and processor state.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Kernel {
     /// The one process (fork and exec come later; nothing outside this struct may assume it).
     pub process: Process,
@@ -265,6 +266,8 @@ pub struct Kernel {
     /// Lines for the log about what the program did (unknown calls and such), bounded; the run loop takes them.
     pub notes: Vec<String>,
 }
+
+clone_in_place!(Kernel { process, threads, files, futexes, clock, grants, role, notes });
 
 impl Kernel {
     /// Say something about the guest in the log; lines past a small bound are dropped until the run loop has taken them.

@@ -20,6 +20,7 @@ use super::grants::{Access, Grants, LINKS_MAX};
 use super::guest_path::{self, components};
 use super::host_path::{self, Step};
 use super::thread::Tid;
+use crate::clone_in_place::clone_in_place;
 use crate::limits::PATH_MAX;
 
 /// Longest file name (NAME_MAX); ENAMETOOLONG.
@@ -68,13 +69,15 @@ impl Place {
 }
 
 /// A directory that is held: the working directory.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Directory {
     /// Canonical path, as far as it could be walked.
     pub path: Vec<u8>,
     /// The host's directory, where there is one.
     pub handle: Option<Arc<OwnedFd>>,
 }
+
+clone_in_place!(Directory { path, handle });
 
 impl Default for Directory {
     fn default() -> Self {

@@ -9,10 +9,11 @@ use super::fd_table::FdTable;
 use super::path::Directory;
 use super::signal::ProcessSignals;
 use super::thread::Tid;
+use crate::clone_in_place::clone_in_place;
 use crate::limits::{FDS_MAX, SIGNALS_MAX, STACK_BYTES, THREADS_MAX};
 
 /// One process.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Process {
     /// Process id, also the main thread's id. Never 0 or 1, so that no program takes itself for init.
     pub pid: Tid,
@@ -45,6 +46,24 @@ pub struct Process {
     /// Which refused system calls the log has been told about, a bit a number.
     pub noted_calls: [u64; 8],
 }
+
+clone_in_place!(Process {
+    pid,
+    fds,
+    signals,
+    cwd,
+    umask,
+    identity,
+    rlimits,
+    prctl,
+    exit_status,
+    pgid,
+    leads_session,
+    nice,
+    io_priority,
+    started,
+    noted_calls,
+});
 
 impl Process {
     /// A process that has just been loaded.

@@ -1,9 +1,8 @@
 //! Threads: what hangs off one, and the table of them.
 
-use std::collections::BTreeMap;
-
 use super::signal::ThreadSignals;
 use super::{MonotonicNs, Wait};
+use crate::clone_in_place::clone_in_place;
 use crate::cpu::CpuState;
 
 /// A thread id; the main thread's is the process id.
@@ -35,7 +34,7 @@ pub enum State {
 }
 
 /// One thread.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Thread {
     /// Its id.
     pub tid: Tid,
@@ -65,6 +64,22 @@ pub struct Thread {
     pub inherit_extended_from: Option<Tid>,
 }
 
+clone_in_place!(Thread {
+    tid,
+    state,
+    cpu,
+    signals,
+    clear_tid,
+    robust_list,
+    rseq,
+    name,
+    cpu_time_ns,
+    futex_woken,
+    futex_answer,
+    extended_changed,
+    inherit_extended_from,
+});
+
 /// Numbers of threads wrap around below this, as `kernel.pid_max` does on 64-bit Linux.
 const TID_END: Tid = 4 << 20;
 /// Where numbers go on after wrapping around; the low ones stay free for the program's main thread and its parent.
@@ -75,9 +90,10 @@ const fn following(tid: Tid) -> Tid {
 }
 
 /// All threads of the VM, and who is next.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Threads {
-    by_tid: BTreeMap<Tid, Thread>,
+    /// In order of their ids.
+    by_tid: Vec<Thread>,
     next_tid: Tid,
     /// The process id, which is never given to another thread.
     main: Tid,
@@ -93,19 +109,19 @@ pub struct Threads {
     pub slice_end: Option<MonotonicNs>,
 }
 
+clone_in_place!(Threads { next_tid, main, last_entered, ended_cpu_time_ns, main_status, current, slice_end } lists { by_tid });
+
 impl Threads {
     /// A table with the main thread only.
     #[must_use]
     pub fn new(main: Thread) -> Self {
         let tid = main.tid;
-        Self {
-            by_tid: BTreeMap::from([(tid, main)]),
-            next_tid: following(tid),
-            main: tid,
-            current: tid,
-            last_entered: tid,
-            ..Self::default()
-        }
+        Self { by_tid: vec![main], next_tid: following(tid), main: tid, current: tid, last_entered: tid, ..Self::default() }
+    }
+
+    /// Where the thread with this id is, or would be.
+    fn index(&self, tid: Tid) -> Result<usize, usize> {
+        self.by_tid.binary_search_by_key(&tid, |thread| thread.tid)
     }
 
     /// The thread with this id.
@@ -115,7 +131,7 @@ impl Threads {
     /// Where there is none: ids come from the kernel's own state here; for ids from a guest use [`Threads::find`].
     #[expect(clippy::panic, reason = "a caller's broken invariant, not a guest's doing")]
     pub fn get_mut(&mut self, tid: Tid) -> &mut Thread {
-        match self.by_tid.get_mut(&tid) {
+        match self.find(tid) {
             Some(thread) => thread,
             None => panic!("thread {tid} is not in the table"),
         }
@@ -123,41 +139,45 @@ impl Threads {
 
     /// The thread with an id that a guest named, if there is one.
     pub fn find(&mut self, tid: Tid) -> Option<&mut Thread> {
-        self.by_tid.get_mut(&tid)
+        let index = self.index(tid).ok()?;
+        self.by_tid.get_mut(index)
     }
 
     /// The thread with this id, to look at.
     #[must_use]
     pub fn peek(&self, tid: Tid) -> Option<&Thread> {
-        self.by_tid.get(&tid)
+        self.by_tid.get(self.index(tid).ok()?)
     }
 
     /// Add a thread under a new id, which is also returned.
     pub fn add(&mut self, mut thread: Thread) -> Tid {
         let mut tid = self.next_tid;
         // Numbers are used again only after a whole round, as in Linux; the table is far smaller than the round.
-        while self.by_tid.contains_key(&tid) || tid == self.main {
-            tid = following(tid);
-        }
+        let index = loop {
+            match self.index(tid) {
+                Err(index) if tid != self.main => break index,
+                _ => tid = following(tid),
+            }
+        };
         self.next_tid = following(tid);
         thread.tid = tid;
-        self.by_tid.insert(tid, thread);
+        self.by_tid.insert(index, thread);
         tid
     }
 
     /// Remove a thread that has ended.
     pub fn remove(&mut self, tid: Tid) -> Option<Thread> {
-        self.by_tid.remove(&tid)
+        self.index(tid).ok().map(|index| self.by_tid.remove(index))
     }
 
     /// All of them, in order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Thread> {
-        self.by_tid.values()
+        self.by_tid.iter()
     }
 
     /// All of them, to change.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Thread> {
-        self.by_tid.values_mut()
+        self.by_tid.iter_mut()
     }
 
     /// Processor time of the process, nanoseconds.
@@ -182,7 +202,7 @@ impl Threads {
     #[must_use]
     pub fn next_runnable(&self, tid: Tid) -> Option<Tid> {
         let runnable = |thread: &&Thread| matches!(&thread.state, State::Runnable | State::Blocked(Blocked { woken: true, .. }));
-        let after = self.by_tid.range(tid + 1..).map(|(_, thread)| thread).find(runnable);
-        after.or_else(|| self.by_tid.range(..=tid).map(|(_, thread)| thread).find(runnable)).map(|thread| thread.tid)
+        let (before, after) = self.by_tid.split_at(self.by_tid.partition_point(|thread| thread.tid <= tid));
+        after.iter().chain(before).find(runnable).map(|thread| thread.tid)
     }
 }

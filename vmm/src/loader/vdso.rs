@@ -4,8 +4,8 @@
 //! While its flags are 0 (a fresh page), and a second after it was written, every clock is a system call: so a page is never
 //! wrong, only slow.
 //!
-//! **Who writes it**: the run loop, by [`write`], when a VM begins to run, after each reset, and whenever the guest has asked for
-//! the time by system call. A comparison of a VM with its snapshot leaves it out.
+//! **Who writes it**: by [`write`], whoever begins a run, and the run loop whenever the guest has asked for the time by system
+//! call. A comparison of a VM with its snapshot leaves it out.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;

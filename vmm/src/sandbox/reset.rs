@@ -20,8 +20,6 @@ use crate::limits::PAGE;
 use crate::linux::clock::host_monotonic;
 use crate::memory::Keep;
 
-/// Bytes of a memory slot.
-const SLOT: u64 = crate::platform::kvm::SLOT_BYTES;
 /// Slots that runs may add: 4 GiB of addresses.
 const SPARE_SLOTS: u64 = 128;
 
@@ -87,12 +85,10 @@ impl Sandbox {
     /// Whether a run has made KVM hold so much more than the snapshot needs, for good, that the VM should rather be made anew.
     #[must_use]
     pub fn is_bloated(&self) -> bool {
-        let Some(image) = self.space.image() else { return false };
-        let accessible: u64 = image.vmas().iter().filter(|vma| !vma.protection.is_empty()).map(|vma| vma.length().div_ceil(SLOT) + 1).sum();
-        self.vm.slots() as u64 > accessible + SPARE_SLOTS
+        self.frozen.as_ref().is_some_and(|frozen| self.vm.slots() as u64 > frozen.slots + SPARE_SLOTS)
     }
 
-    /// After [`Sandbox::reset`] (and its verification): ready for the next run.
+    /// After [`Sandbox::reset`] (and its verification): ready for [`Sandbox::resume_clock`] and the next run.
     ///
     /// # Errors
     ///

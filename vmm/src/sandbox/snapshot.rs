@@ -10,7 +10,7 @@ use crate::limits::PAGE;
 use crate::linux::thread::{State, Tid};
 use crate::linux::{Kernel, MonotonicNs};
 use crate::memory::{AddressSpace, MemoryImage};
-use crate::platform::kvm::{OpenKvmError, Vm};
+use crate::platform::kvm::{OpenKvmError, SLOT_BYTES, Vm};
 
 /// Why a snapshot could not be made or forked.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,8 @@ pub(super) struct Frozen {
     pub(super) random_address: u64,
     /// Blocks of the memfd, to see that nobody wrote to it.
     pub(super) memfd_blocks: i64,
+    /// Memory slots that its mappings need at most.
+    pub(super) slots: u64,
 }
 
 /// A frozen program: immutable, shared by its forks, inherited by forked processes.
@@ -106,6 +108,7 @@ impl Snapshot {
             ..Sandbox::assemble(vm, space, frozen.kernel.clone(), Arc::clone(&frozen.initial_extended))
         };
         sandbox.begin()?;
+        sandbox.resume_clock();
         Ok(sandbox)
     }
 }
@@ -128,6 +131,8 @@ impl Sandbox {
         }
         let memory = Arc::new(MemoryImage::freeze(&self.space, false)?);
         let memfd_blocks = memory.blocks()?;
+        let accessible = memory.vmas().iter().filter(|vma| !vma.protection.is_empty());
+        let slots = accessible.map(|vma| vma.length().div_ceil(SLOT_BYTES) + 1).sum();
         let frozen = Frozen {
             memory,
             kernel: self.kernel,
@@ -137,12 +142,13 @@ impl Sandbox {
             instant,
             random_address: self.random.0,
             memfd_blocks,
+            slots,
             kernel_text: OnceLock::new(),
         };
         Ok(Snapshot { frozen: Arc::new(frozen) })
     }
 
-    /// What a run needs that is not part of the snapshot: its own time and its own randomness.
+    /// What a run needs that is not part of the snapshot: its own randomness. (Its time it gets when it begins.)
     pub(super) fn begin(&mut self) -> Result<(), Errno> {
         if self.frozen.is_none() {
             return Ok(());
@@ -151,7 +157,6 @@ impl Sandbox {
         if address != 0 {
             self.space.memory().write_bytes(address, &bytes)?;
         }
-        self.resume_clock();
         Ok(())
     }
 

@@ -25,6 +25,7 @@ const AFTER_RESPONSE_NS: u64 = 1_000_000;
 /// Ends when the program closes the stream, or its answer is complete by its framing and it waits again.
 pub fn run_in_memory(sandbox: &mut Sandbox, kicker: &Kicker, listener: FileId, data: &[u8], deadline: u64) -> (Vec<u8>, RunEnd) {
     let peer = PeerAddress::Inet(std::net::SocketAddr::from(([127, 0, 0, 1], 40_000)));
+    sandbox.resume_clock();
     let stream = match sandbox.kernel_mut().connect_stream(listener, &peer) {
         Ok(stream) => stream,
         Err(errno) => return (Vec::new(), RunEnd::Broken { detail: format!("the program takes no connection: {errno}") }),

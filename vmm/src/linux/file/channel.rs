@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use super::Errno;
+use crate::clone_in_place::clone_in_place;
 use crate::limits::CHANNEL_MESSAGES_MAX;
 
 /// The number of a channel in [`Channels`].
@@ -169,10 +170,12 @@ impl Channel {
 }
 
 /// The arena of channels.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Channels {
     slots: Vec<Option<Channel>>,
 }
+
+clone_in_place!(Channels {} lists { slots });
 
 impl Channels {
     /// A new channel with one reader and one writer, which counts as writable while it holds at most `low_water` bytes.

@@ -11,6 +11,7 @@ use bitflags::bitflags;
 
 use super::epoll_views::MemberView;
 use super::{Errno, File, FileId, Files, PollEvents, Readiness, View};
+use crate::clone_in_place::clone_in_place;
 use crate::limits::{EPOLL_DEPTH_MAX, EPOLL_MEMBERS_MAX, EPOLL_MEMBERS_TOTAL_MAX};
 
 bitflags! {
@@ -113,13 +114,15 @@ impl Member {
 }
 
 /// An epoll set.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct EpollSet {
     /// Least recently reported first.
     members: Vec<Member>,
     /// Moves with additions and changes of members that make the set ready; keeps the shares of members that have gone.
     changes: u64,
 }
+
+clone_in_place!(EpollSet { changes } lists { members });
 
 impl EpollSet {
     /// Whether a file is a member.

@@ -46,6 +46,7 @@ use bitflags::bitflags;
 use super::Errno;
 use super::fd_table::{Entry, Fd, FdTable};
 use super::{Kernel, MonotonicNs};
+use crate::clone_in_place::clone_in_place;
 use crate::limits::FILES_MAX;
 use channel::{Channel, ChannelId};
 
@@ -121,7 +122,7 @@ impl FileId {
 }
 
 /// The kinds of open files.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum File {
     /// A regular file, directory or device of the host, below a grant.
     Host(host::HostFile),
@@ -147,6 +148,34 @@ pub enum File {
     Stream(stream::Stream),
     /// An outgoing or datagram socket on a host socket, or one that is neither bound nor connected yet.
     Socket(socket::Socket),
+}
+
+impl Clone for File {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Host(file) => Self::Host(file.clone()),
+            Self::Special(file) => Self::Special(file.clone()),
+            Self::Console(file) => Self::Console(file.clone()),
+            Self::Pipe(file) => Self::Pipe(file.clone()),
+            Self::Pair(file) => Self::Pair(file.clone()),
+            Self::Event(file) => Self::Event(file.clone()),
+            Self::Timer(file) => Self::Timer(file.clone()),
+            Self::Signal(file) => Self::Signal(file.clone()),
+            Self::Epoll(file) => Self::Epoll(file.clone()),
+            Self::Listener(file) => Self::Listener(file.clone()),
+            Self::Stream(file) => Self::Stream(file.clone()),
+            Self::Socket(file) => Self::Socket(file.clone()),
+        }
+    }
+
+    /// Those with lists that grow in every request are assigned in place.
+    fn clone_from(&mut self, source: &Self) {
+        match (&mut *self, source) {
+            (Self::Epoll(file), Self::Epoll(source)) => file.clone_from(source),
+            (Self::Listener(file), Self::Listener(source)) => file.clone_from(source),
+            (_, source) => *self = source.clone(),
+        }
+    }
 }
 
 impl File {
@@ -201,7 +230,7 @@ impl File {
 }
 
 /// An open file description.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Slot {
     references: u32,
     /// Access mode and status flags: O_RDONLY/O_WRONLY/O_RDWR, O_APPEND, O_NONBLOCK, O_DIRECT, O_ASYNC, O_NOATIME.
@@ -209,6 +238,8 @@ pub struct Slot {
     /// What it is.
     pub file: File,
 }
+
+clone_in_place!(Slot { references, flags, file });
 
 impl Slot {
     /// O_NONBLOCK.
@@ -219,7 +250,7 @@ impl Slot {
 }
 
 /// The arena of open file descriptions, and of the byte channels that connect some of them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Files {
     slots: Vec<Option<Slot>>,
     /// Buffers of pipes, socketpairs and streams.
@@ -231,6 +262,8 @@ pub struct Files {
     /// Addresses that the host would not bind, for the message of a program that never gets to listen.
     pub(super) bind_failures: Vec<stream_host::BindFailure>,
 }
+
+clone_in_place!(Files { channels, shm, changes, bind_failures } lists { slots });
 
 impl Files {
     /// Add an open file description with one reference, owned by the caller until it installs or releases it; where there is no

@@ -111,7 +111,9 @@ impl Address {
     /// The bytes of the `struct sockaddr` that a socket of this family shows.
     #[must_use]
     pub fn encode(&self, family: Family) -> Vec<u8> {
-        let mut bytes = family.number().to_ne_bytes().to_vec();
+        // All of an IPv6 address, so that the list does not grow piece by piece.
+        let mut bytes = Vec::with_capacity(28);
+        bytes.extend(family.number().to_ne_bytes());
         match (family, self) {
             (Family::Unix, Self::Unix(name)) => {
                 bytes.extend(name);

@@ -32,7 +32,8 @@ impl SocketBase {
     /// A socket on the accepting side of a connection to this one: it inherits the options (`socket(7)`).
     #[must_use]
     pub fn accepted(&self, local: Address, peer: Address) -> Self {
-        Self { local, peer, error: None, ..self.clone() }
+        let Self { family, kind, protocol, options, .. } = self;
+        Self { family: *family, kind: *kind, protocol: *protocol, local, peer, error: None, options: options.clone() }
     }
 }
 

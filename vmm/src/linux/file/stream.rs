@@ -13,6 +13,7 @@ use super::local::{PairEnd, READABLE, WRITABLE, flag};
 use super::socket_address::{Address, Family};
 use super::socket_base::SocketBase;
 use super::{Errno, File, FileId, Files, PollEvents, Readiness};
+use crate::clone_in_place::clone_in_place;
 
 /// A client's connection: the guest's end; the host holds the other ends of its channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub struct Pending {
 }
 
 /// A stream socket that has been bound, and perhaps listens.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Listener {
     /// Address and options.
     pub base: SocketBase,
@@ -54,6 +55,8 @@ pub struct Listener {
     /// Counts connections that arrived.
     arrivals: u64,
 }
+
+clone_in_place!(Listener { base, listening, backlog, host, path, arrivals } lists { queue });
 
 impl Listener {
     /// A bound socket that does not listen yet.
