@@ -6,8 +6,12 @@ Each measures with and without in turn, so that a change of the machine's speed 
 import argparse
 import json
 import re
+import resource
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,6 +33,17 @@ from benchmark.variants import RESET, VARIANTS, Variant
 # The page takes so much longer than the client that a second VM can be seen; with C the client needs a CPU itself.
 TWO_VMS_PROGRAMS = ("React page", "Deno hello", "C hello")
 TWO_VMS_CLIENTS = 8
+# Fewer say little: neighbours of a virtual machine take as much of one CPU as the two sides differ by.
+TWO_VMS_ROUNDS = 8
+# Both sides of a pair begin together, after the interpreters have started.
+_LOOP = """
+import time
+time.sleep(0.3)
+begin, turns = time.monotonic(), 0
+while time.monotonic() - begin < 1:
+    turns += sum(range(1000)) > 0
+print(turns / (time.monotonic() - begin))
+"""
 IDLE_PROGRAM = "C hello"
 IDLE_CONNECTIONS = 1000
 IDLE_CLIENTS = 8
@@ -42,6 +57,7 @@ def measure(report: Report, options: argparse.Namespace, directory: Path, consol
     """All of them."""
     checks = report.checks
     experiments: list[tuple[str, Callable[[], None]]] = [
+        ("two busy loops", partial(_two_loops, checks)),
         *((f"two VMs of {name}", partial(_two_vms, checks, name, options, directory)) for name in TWO_VMS_PROGRAMS),
         ("idle connections", partial(_idle_connections, checks, options, directory)),
         ("slow connections", partial(_slow_connections, checks, options, directory)),
@@ -92,20 +108,45 @@ def _two(program: Program, options: argparse.Namespace, directory: Path) -> tupl
     with ExitStack() as stack:
         one, two = (_serve(program, RESET, directory, threads, stack) for threads in (1, 2))
         first, second = (_serve(program, NATIVE, directory, 1, stack) for _ in range(2))
-        for _ in range(options.rounds):
-            rates = [_rate([server], options) for server in (one, two)]
-            isolated.append(Pair(without=rates[0], with_it=rates[1]))
-            rates = [_rate(servers, options) for servers in ([first], [first, second])]
-            native.append(Pair(without=rates[0], with_it=rates[1]))
+        for turn in range(max(options.rounds, TWO_VMS_ROUNDS)):
+            isolated.append(_pair([one], [two], options, turn))
+            native.append(_pair([first], [first, second], options, turn))
     return isolated, native
 
 
-def _rate(servers: Sequence[Server], options: argparse.Namespace) -> float:
-    """Requests a second of all together, with TWO_VMS_CLIENTS in all."""
+def _pair(one: Sequence[Server], two: Sequence[Server], options: argparse.Namespace, turn: int) -> Pair:
+    """One and two; every other time the two first, so that a machine that slows down favours neither."""
+    if turn % 2:
+        (with_it, cpus), (without, _) = _rate(two, options), _rate(one, options)
+    else:
+        (without, _), (with_it, cpus) = _rate(one, options), _rate(two, options)
+    return Pair(without=without, with_it=with_it, client_cpus=cpus)
+
+
+def _rate(servers: Sequence[Server], options: argparse.Namespace) -> tuple[float, float]:
+    """Requests a second of all together, with TWO_VMS_CLIENTS in all; and how many CPUs the clients used."""
     clients = TWO_VMS_CLIENTS // len(servers)
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with ThreadPoolExecutor(len(servers)) as pool:
         runs = [pool.submit(wrk, server.port, KEPT, options.seconds, clients) for server in servers]
-        return sum(run.result().requests_per_s for run in runs)
+        rate = sum(run.result().requests_per_s for run in runs)
+    # Of children that have ended, which the servers have not.
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return rate, used / (time.monotonic() - begin)
+
+
+def _two_loops(checks: Checks) -> None:
+    """What two CPUs of this machine do that one does not: a loop that needs nothing but a CPU, and two of them."""
+    for _ in range(TWO_VMS_ROUNDS):
+        checks.two_loops.append(Pair(without=_loops(1), with_it=_loops(2)))
+
+
+def _loops(count: int) -> float:
+    """Turns a second of so many busy processes together."""
+    words = [sys.executable, "-c", _LOOP]
+    loops = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    return sum(float(loop.communicate()[0]) for loop in loops)
 
 
 def _idle(program: Program, options: argparse.Namespace, directory: Path) -> list[Pair]:

@@ -98,6 +98,8 @@ class Pair(BaseModel):
 
     without: float
     with_it: float
+    # How many CPUs the clients used on the side with, where somebody looked.
+    client_cpus: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -112,6 +114,8 @@ class Checks(BaseModel):
     two_vms: dict[str, list[Pair]] = Field(default_factory=dict)
     # By program: one process, and two, for what two CPUs give that also run the client.
     two_natives: dict[str, list[Pair]] = Field(default_factory=dict)
+    # A busy loop and two, turns a second: what two CPUs of this machine give at best.
+    two_loops: list[Pair] = Field(default_factory=list)
     idle_connections: int = 0
     idle: list[Pair] = Field(default_factory=list)
     # By mode of slowhttptest: without it, and beside it.

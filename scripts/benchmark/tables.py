@@ -172,7 +172,9 @@ def checks(report: Report) -> TextTable:
     """The experiments of their own."""
     found = report.checks
     rows: list[TextRow] = []
+    cpus = report.machine.get("cpus")
     experiments = [
+        ("a busy loop: two instead of one", found.two_loops),
         *((f"{program}: two VMs instead of one", pairs) for program, pairs in found.two_vms.items()),
         *((f"{program}: two native processes instead of one", pairs) for program, pairs in found.two_natives.items()),
         (f"{found.idle_connections:,} idle kept connections beside the others", found.idle),
@@ -185,8 +187,11 @@ def checks(report: Report) -> TextTable:
         if pairs:
             sides = [[pair.without for pair in pairs], [pair.with_it for pair in pairs]]
             rates = [_middle(side, _whole) for side in sides]
-            rows.append((name, *rates, with_spread([pair.ratio for pair in pairs], _hundredths)))
-    return TextTable("Experiments of their own, requests/s", ("experiment", "without", "with", "ratio"), rows)
+            left = [cpus - pair.client_cpus for pair in pairs if cpus and pair.client_cpus is not None]
+            ratios = with_spread([pair.ratio for pair in pairs], _hundredths)
+            rows.append((name, *rates, ratios, _middle(left, _hundredths)))
+    columns = ("experiment", "without", "with", "ratio", "CPUs left by the clients")
+    return TextTable("Experiments of their own, requests/s", columns, rows)
 
 
 def target_table(report: Report) -> TextTable:

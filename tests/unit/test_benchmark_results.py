@@ -197,7 +197,12 @@ def test_every_table_has_its_rows_and_their_number_of_columns() -> None:
     report.footprints = [
         Footprint(program="x", start_native_s=0, start_isolated_s=1, memory_mib=40, memory_per_vm_mib=1)
     ]
-    report.checks = Checks(two_natives={"C hello": [Pair(without=1, with_it=2)]})
+    report.machine = {"cpus": 2}
+    report.checks = Checks(
+        two_vms={"C hello": [Pair(without=100, with_it=150, client_cpus=0.5)]},
+        two_natives={"C hello": [Pair(without=1, with_it=2)]},
+        two_loops=[Pair(without=10, with_it=19)],
+    )
     found = list(tables.all_tables(report))
     assert len(found) == 6
     assert all(len(line) == len(table.columns) for table in found for line in table.rows)
@@ -208,6 +213,8 @@ def test_every_table_has_its_rows_and_their_number_of_columns() -> None:
     assert "| C hello | isolated, reset | keep-alive | 80% | 500 | 30 | 60 | 90 | 200 | 300 | 3.0 | 3 |" in text
     # 8 pages of 4 KiB, nanoseconds as microseconds.
     assert "| C hello | isolated, reset | keep-alive | 2.0 | 32.0 | 12.3 |" in text
+    assert "| a busy loop: two instead of one | 10 | 19 | 1.90 |  |" in text
+    assert "| C hello: two VMs instead of one | 100 | 150 | 1.50 | 1.50 |" in text
     assert "| 1,000 idle kept connections: requests/s / without them | >= 0.97x |  | not measured |" in text
 
 

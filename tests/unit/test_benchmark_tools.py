@@ -191,3 +191,7 @@ def test_the_table_of_strace() -> None:
 100.00    1.0       10             91000       200 total
 """
     assert profile.parse_strace(text) == {"ioctl": 81000, "recvfrom": 10000}
+
+
+def test_busy_loops_tell_of_their_turns() -> None:
+    assert checks._loops(2) > 0
