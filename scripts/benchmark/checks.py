@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark import slow_clients, tables
+from benchmark import one_cpu, slow_clients, tables
 from benchmark.load import wrk
 from benchmark.measuring import start
 from benchmark.problems import noted
@@ -59,6 +59,7 @@ def measure(report: Report, options: argparse.Namespace, directory: Path, consol
     experiments: list[tuple[str, Callable[[], None]]] = [
         ("two busy loops", partial(_two_loops, checks)),
         *((f"two VMs of {name}", partial(_two_vms, checks, name, options, directory)) for name in TWO_VMS_PROGRAMS),
+        ("one CPU each", partial(_one_cpu, checks, options, directory)),
         ("idle connections", partial(_idle_connections, checks, options, directory)),
         ("slow connections", partial(_slow_connections, checks, options, directory)),
         (f"{MANY_VMS} VMs", partial(_many_vms, checks, directory)),
@@ -71,6 +72,10 @@ def measure(report: Report, options: argparse.Namespace, directory: Path, consol
 
 def _two_vms(checks: Checks, name: str, options: argparse.Namespace, directory: Path) -> None:
     checks.two_vms[name], checks.two_natives[name] = _two(make(name, directory), options, directory)
+
+
+def _one_cpu(checks: Checks, options: argparse.Namespace, directory: Path) -> None:
+    checks.one_cpu = one_cpu.measure(options, directory)
 
 
 def _idle_connections(checks: Checks, options: argparse.Namespace, directory: Path) -> None:

@@ -116,6 +116,8 @@ class Checks(BaseModel):
     two_natives: dict[str, list[Pair]] = Field(default_factory=dict)
     # A busy loop and two, turns a second: what two CPUs of this machine give at best.
     two_loops: list[Pair] = Field(default_factory=list)
+    # By what is compared: forks or processes with one CPU, and the other with one.
+    one_cpu: dict[str, list[Pair]] = Field(default_factory=dict)
     idle_connections: int = 0
     idle: list[Pair] = Field(default_factory=list)
     # By mode of slowhttptest: without it, and beside it.

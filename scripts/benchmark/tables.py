@@ -177,6 +177,7 @@ def checks(report: Report) -> TextTable:
         ("a busy loop: two instead of one", found.two_loops),
         *((f"{program}: two VMs instead of one", pairs) for program, pairs in found.two_vms.items()),
         *((f"{program}: two native processes instead of one", pairs) for program, pairs in found.two_natives.items()),
+        *((f"one CPU each: {compared}", pairs) for compared, pairs in found.one_cpu.items()),
         (f"{found.idle_connections:,} idle kept connections beside the others", found.idle),
         *(
             (f"{found.slow_connections:,} connections of slowhttptest, {mode}", pairs)

@@ -202,6 +202,10 @@ def test_every_table_has_its_rows_and_their_number_of_columns() -> None:
         two_vms={"C hello": [Pair(without=100, with_it=150, client_cpus=0.5)]},
         two_natives={"C hello": [Pair(without=1, with_it=2)]},
         two_loops=[Pair(without=10, with_it=19)],
+        one_cpu={
+            f"Deno hello, {RESET}, {KEPT} / {PROCESS}": [Pair(without=50, with_it=9000)],
+            f"Deno hello, {NATIVE}, {NEW} / {PROCESS}": [Pair(without=50, with_it=20000)],
+        },
     )
     found = list(tables.all_tables(report))
     assert len(found) == 6
@@ -214,6 +218,14 @@ def test_every_table_has_its_rows_and_their_number_of_columns() -> None:
     # 8 pages of 4 KiB, nanoseconds as microseconds.
     assert "| C hello | isolated, reset | keep-alive | 2.0 | 32.0 | 12.3 |" in text
     assert "| a busy loop: two instead of one | 10 | 19 | 1.90 |  |" in text
+    assert (
+        "| one CPU each: Deno hello, native, new connections / process per request | 50 | 20,000 | 400.00 |  |" in text
+    )
+    assert (
+        "| one CPU each: Deno hello, isolated, reset, keep-alive / process per request | >= 100x | 180.00x | yes |"
+        in text
+    )
+    assert "one CPU each: Deno hello, native, new connections / process per request | >=" not in text
     assert "| C hello: two VMs instead of one | 100 | 150 | 1.50 | 1.50 |" in text
     assert "| 1,000 idle kept connections: requests/s / without them | >= 0.97x |  | not measured |" in text
 
