@@ -47,6 +47,7 @@ print(turns / (time.monotonic() - begin))
 IDLE_PROGRAM = "C hello"
 IDLE_CONNECTIONS = 1000
 IDLE_CLIENTS = 8
+IDLE_ROUNDS = 16
 MANY_PROGRAM = "Deno hello"
 MANY_VMS = 200
 MANY_ROUNDS = 3
@@ -159,7 +160,7 @@ def _idle(program: Program, options: argparse.Namespace, directory: Path) -> lis
     pairs = []
     with ExitStack() as stack:
         server = _serve(program, RESET, directory, 1, stack)
-        for _ in range(options.rounds):
+        for _ in range(max(options.rounds, IDLE_ROUNDS)):
             without = wrk(server.port, KEPT, options.seconds, IDLE_CLIENTS).requests_per_s
             with ExitStack() as idle:
                 for _ in range(IDLE_CONNECTIONS):

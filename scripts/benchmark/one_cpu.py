@@ -25,7 +25,7 @@ BASELINES = (("C hello", FORK), ("CPython http.server", FORK), ("Deno hello", PR
 
 
 def measure(options: argparse.Namespace, directory: Path) -> dict[str, list[Pair]]:
-    """By what is compared: the baseline's best rate, and the other's. Raises RuntimeError where there is only one CPU."""
+    """By what is compared: the baseline's best rate, and the other's. Raises RuntimeError where there is one CPU."""
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:
         raise RuntimeError("one CPU for the server and one for wrk are needed")

@@ -105,6 +105,11 @@ def _checks(report: Report) -> Iterator[Target]:
         yield _at_least("two VMs: requests/s / one VM's", 1.8, [])
     for program, pairs in checks.two_vms.items():
         yield _at_least(f"{program}: requests/s of two VMs / one VM's", 1.8, _pair_ratios(pairs))
+    for program, pairs in checks.two_vms.items():
+        # Two CPUs for two VMs there are only where the clients need none.
+        cpus = report.machine.get("cpus")
+        shares = [pair.ratio / (cpus - pair.client_cpus) for pair in pairs if cpus and pair.client_cpus is not None]
+        yield _at_least(f"{program}: two VMs / one VM's, for each CPU that the clients left", 0.9, shares)
     for compared, pairs in checks.one_cpu.items():
         if RESET in compared:
             limit = 100.0 if PROCESS in compared else 8.0

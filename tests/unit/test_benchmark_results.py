@@ -226,6 +226,7 @@ def test_every_table_has_its_rows_and_their_number_of_columns() -> None:
         in text
     )
     assert "one CPU each: Deno hello, native, new connections / process per request | >=" not in text
+    assert "| C hello: two VMs / one VM's, for each CPU that the clients left | >= 0.9x | 1.00x | yes |" in text
     assert "| C hello: two VMs instead of one | 100 | 150 | 1.50 | 1.50 |" in text
     assert "| 1,000 idle kept connections: requests/s / without them | >= 0.97x |  | not measured |" in text
 
