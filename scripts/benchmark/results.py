@@ -142,6 +142,11 @@ class Report(BaseModel):
     # What could not be measured, and why.
     problems: list[str] = Field(default_factory=list)
 
+    def cpus_left(self, pair: Pair) -> float | None:
+        """CPUs that the clients did not use on the side with; None where nobody looked."""
+        cpus: int | None = self.machine.get("cpus")
+        return None if cpus is None or pair.client_cpus is None else cpus - pair.client_cpus
+
     def row(self, program: str, variant: str, kind: str) -> Row | None:
         """One row, if it was measured."""
         wanted = (program, variant, kind)

@@ -172,7 +172,6 @@ def checks(report: Report) -> TextTable:
     """The experiments of their own."""
     found = report.checks
     rows: list[TextRow] = []
-    cpus = report.machine.get("cpus")
     experiments = [
         ("a busy loop: two instead of one", found.two_loops),
         *((f"{program}: two VMs instead of one", pairs) for program, pairs in found.two_vms.items()),
@@ -188,7 +187,7 @@ def checks(report: Report) -> TextTable:
         if pairs:
             sides = [[pair.without for pair in pairs], [pair.with_it for pair in pairs]]
             rates = [_middle(side, _whole) for side in sides]
-            left = [cpus - pair.client_cpus for pair in pairs if cpus and pair.client_cpus is not None]
+            left = [cpus for pair in pairs if (cpus := report.cpus_left(pair)) is not None]
             ratios = with_spread([pair.ratio for pair in pairs], _hundredths)
             rows.append((name, *rates, ratios, _middle(left, _hundredths)))
     columns = ("experiment", "without", "with", "ratio", "CPUs left by the clients")

@@ -107,8 +107,7 @@ def _checks(report: Report) -> Iterator[Target]:
         yield _at_least(f"{program}: requests/s of two VMs / one VM's", 1.8, _pair_ratios(pairs))
     for program, pairs in checks.two_vms.items():
         # Two CPUs for two VMs there are only where the clients need none.
-        cpus = report.machine.get("cpus")
-        shares = [pair.ratio / (cpus - pair.client_cpus) for pair in pairs if cpus and pair.client_cpus is not None]
+        shares = [pair.ratio / cpus for pair in pairs if (cpus := report.cpus_left(pair))]
         yield _at_least(f"{program}: two VMs / one VM's, for each CPU that the clients left", 0.9, shares)
     for compared, pairs in checks.one_cpu.items():
         if RESET in compared:
