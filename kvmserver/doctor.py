@@ -190,12 +190,14 @@ def check_map_count() -> Result:
 
 
 def check_open_files() -> Result:
-    """Every client connection and every VM takes descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Every connection and every VM takes descriptors. The hard limit counts: tenants raise the soft one to it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else sys.maxsize
     ok = limit >= OPEN_FILES_RECOMMENDED
-    advice = "" if ok else f"raise it: ulimit -n {OPEN_FILES_RECOMMENDED}"
-    return Result("open files", ok, f"limit {soft} (hard {hard})", advice, needed=False)
+    advice = "" if ok else f"raise it: ulimit -Hn {OPEN_FILES_RECOMMENDED}"
+    return Result(
+        "open files", ok, "unlimited" if hard == resource.RLIM_INFINITY else f"limit {hard}", advice, needed=False
+    )
 
 
 def check_overcommit() -> Result:

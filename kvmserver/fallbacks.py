@@ -17,6 +17,14 @@ SENTENCES = {
         "this kernel has no PAGEMAP_SCAN",
         "--verify-reset is slower and snapshots hold pages that were only read, too: use Linux 6.7 or newer",
     ),
+    "time_stamp_counter": (
+        "this KVM gives guests a time-stamp counter of their own",
+        "each look at a clock is a system call: use Linux 5.16 or newer",
+    ),
+    "fsgsbase": (
+        "this KVM does not offer FSGSBASE",
+        "programs set the bases of FS and GS by system calls: use a processor (or a hypervisor's setting) that has it",
+    ),
 }
 
 

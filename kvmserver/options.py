@@ -337,7 +337,7 @@ class Options(BaseModel):
         Opt(
             Kind.DURATION,
             CLIENTS,
-            "Time for its body, or the first --request-buffer of it; then the client gets 408.",
+            "Time for the first --request-buffer of its body, later time without a byte; then the client gets 408.",
             metavar="TIME",
         ),
     ] = units.parse_duration("30s")

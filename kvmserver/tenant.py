@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from kvmserver import _vmm, channel, errors, fallbacks, lifeline, listen, run_end, warmup
+from kvmserver import _vmm, channel, errors, fallbacks, lifeline, listen, open_files, run_end, warmup
 from kvmserver.channel import Channel, Message
 from kvmserver.errors import KvmserverError, StartError
 from kvmserver.run_end import Ended, RunEnd
@@ -180,6 +180,7 @@ def main(arguments: list[str]) -> int:
     control_fd, supervisor_pid = (int(word) for word in arguments)
     lifeline.die_with_parent(supervisor_pid)
     lifeline.leave_signals_to_supervisor()
+    open_files.raise_limit()
     control = channel.from_fd(control_fd)
     start = next(control.messages(), None)
     if start is None:

@@ -392,14 +392,19 @@ class Kvmserver:
             preexec_fn=start_in_child(command, clean),
         )
 
-    def start(self, *words: str, port: int = 0, environment: dict[str, str] | None = None) -> Service:
-        """Start the command and wait for nothing."""
+    def start(
+        self, *words: str, port: int = 0, environment: dict[str, str] | None = None, wrapper: Sequence[str] = ()
+    ) -> Service:
+        """Start the command, by another that ``wrapper`` names, and wait for nothing."""
         self._count += 1
         directory = self._directory / f"service-{self._count}"
-        # For running all tests another way: KVMSERVER_TEST_OPTIONS=--no-fast-path
+        # For running all tests another way (.ci/run); what a test itself says in front of its program wins.
         options = os.environ.get("KVMSERVER_TEST_OPTIONS", "").split()
         service = Service(
-            [self.script, *options, *words], directory, clean_environment(self._environment | (environment or {})), port
+            [*wrapper, self.script, *options, *words],
+            directory,
+            clean_environment(self._environment | (environment or {})),
+            port,
         )
         self.services.append(service)
         return service
@@ -415,6 +420,7 @@ class Kvmserver:
         environment: dict[str, str] | None = None,
         start_s: float = START_S,
         storage: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
     ) -> Service:
         """Start an isolated server, with every reset verified, and wait until it serves.
 
@@ -423,7 +429,8 @@ class Kvmserver:
         words = ["-e", "-t", str(threads), "--verify-reset", *grants, *options]
         words += ["--warmup", str(warmup)] if warmup else []
         words += ["storage", *storage, "++"] if storage else []
-        return self.start(*words, "run", *program, port=port, environment=environment).wait_ready(start_s)
+        command = (*words, "run", *program)
+        return self.start(*command, port=port, environment=environment, wrapper=wrapper).wait_ready(start_s)
 
     def stop(self, service: Service) -> None:
         """Stop one; it must end with exit code 0."""

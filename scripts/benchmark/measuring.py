@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmark.load import ConstantRate, wrk
 from benchmark.programs import Program
-from benchmark.results import KEPT, NATIVE, Footprint, OpenSample, Row
+from benchmark.results import KEPT, NATIVE, NATIVE_PLAIN, Footprint, OpenSample, Row
 from benchmark.server import Server
 from benchmark.tools import free_port
 from benchmark.variants import RESET, VARIANTS, Variant, available, command, kinds_of
@@ -20,6 +20,8 @@ EXTRA_VMS = 8
 # Of the open loop, at which a request of a slow server queues up in the client.
 OPEN_CONNECTIONS = 64
 FRACTIONS = (0.5, 0.8)
+# For an ordinary process that compiles while it runs: some thousand requests, as kvmserver's warm-up has one.
+WARM_UP_S = 3.0
 
 
 def start(
@@ -30,7 +32,8 @@ def start(
     words = command(program, variant, port, threads, more)
     if words is None:
         return None
-    server = Server(words, port, directory, variant.isolated, program.environment, program.directory)
+    environment = {**program.environment, "DENO_V8_FLAGS": ""} if variant.name == NATIVE_PLAIN else program.environment
+    server = Server(words, port, directory, variant.isolated, environment, program.directory)
     try:
         server.wait()
     except BaseException:
@@ -88,7 +91,7 @@ def measure(program: Program, options: argparse.Namespace, directory: Path) -> l
         running = [one for variant in VARIANTS if (one := _run(program, variant, options, directory, stack))]
         # The programs that have a JIT were warmed up only where kvmserver did it.
         for one in running:
-            wrk(one.server.port, one.rows[0].kind, options.seconds, 1)
+            wrk(one.server.port, one.rows[0].kind, max(options.seconds, WARM_UP_S), 1)
         if "closed" in options.parts:
             _closed_rounds(running, options)
         if "open" in options.parts:

@@ -33,6 +33,8 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     directory: Path | None = None
     page: PageFacts | None = None
+    # Whether runs in kvmserver have flags of V8 (the README's); ordinary processes are measured with and without.
+    v8_flags: bool = False
 
 
 def _c(directory: Path) -> Program:
@@ -51,7 +53,7 @@ def _deno(directory: Path) -> Program:
     deno = (tool("deno", "pip install deno"), "run", "--allow-all")
     once = (*_inetd(directory), *deno, str(PROGRAMS / "answer_once.ts"))
     # A process with threads cannot be forked into a working copy, so there is no fork-per-request.
-    return Program("Deno hello", (*deno, str(PROGRAMS / "hello.ts"), "{port}"), 1000, process=once)
+    return Program("Deno hello", (*deno, str(PROGRAMS / "hello.ts"), "{port}"), 1000, process=once, v8_flags=True)
 
 
 def _node(directory: Path) -> Program:
@@ -82,7 +84,7 @@ def _page(directory: Path) -> Program:
     place = dependencies.page()
     facts = calibrate(lambda items: _measure_page(deno, place, items))
     command = (*deno, "{port}", str(facts.items))
-    return Program("React page", command, 1000, directory=place, page=facts)
+    return Program("React page", command, 1000, directory=place, page=facts, v8_flags=True)
 
 
 # By name, in the order of the report.

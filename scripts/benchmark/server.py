@@ -39,7 +39,8 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
-                env=os.environ | settings,
+                # An empty one is none: Deno takes an empty flag for a wrong one.
+                env={name: value for name, value in (os.environ | settings).items() if value},
                 cwd=cwd,
                 start_new_session=True,
             )

@@ -124,7 +124,8 @@ COUNTERS = (
     ("exits", "exits", 1),
     ("system_calls", "calls by the host", 1),
     ("calls_in_guest", "calls in the guest", 1),
-    ("faults", "faults", 1),
+    ("faults", "signals of faults", 1),
+    ("page_faults", "page faults", 1),
     ("switches", "switches", 1),
     ("dirty_pages", "dirty pages", 1),
     # Pages of 4 KiB.

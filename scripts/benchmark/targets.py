@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmark.results import KEPT, NATIVE, NEW, Pair, Report, median, ratios, with_spread
+from benchmark.results import KEPT, NEW, Pair, Report, median, ratios, with_spread
 from benchmark.variants import FORK, PROCESS, RESET
 
 # What the same server differs by when it is measured twice on a machine with other work; "no cost" can be no less.
@@ -64,7 +64,8 @@ def _latencies(report: Report) -> Iterator[Target]:
 def _tails(report: Report) -> Iterator[Target]:
     """p99/p50, divided by that of native in the same round."""
     for program, kind in (("C hello", NEW), ("C hello", KEPT), ("Deno hello", KEPT), ("React page", KEPT)):
-        ours, native = report.row(program, RESET, kind), report.row(program, NATIVE, kind)
+        ours = report.row(program, RESET, kind)
+        native = report.native_of(ours) if ours else None
         values = ratios(ours.values("tail", _ONE_CLIENT), native.values("tail", _ONE_CLIENT)) if ours and native else []
         yield _at_most(f"{program}, {kind}: p99/p50 / native's p99/p50", 1.0, values)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from benchmark.programs import Program
-from benchmark.results import KEPT, NATIVE, NEW
+from benchmark.results import KEPT, NATIVE, NATIVE_PLAIN, NEW
 from benchmark.tools import kvmserver, output_of
 
 NO_RESET = "isolated, no reset"
@@ -36,6 +36,7 @@ class Variant:
 
 VARIANTS = (
     Variant(NATIVE, (KEPT, NEW), open_loop=True),
+    Variant(NATIVE_PLAIN, (KEPT, NEW), open_loop=True),
     Variant(NO_RESET, (KEPT, NEW), ()),
     Variant(RESET, (KEPT, NEW), ("-e",), open_loop=True),
     Variant(NO_FAST_PATH, (KEPT,), ("-e", "--no-fast-path")),
@@ -66,7 +67,12 @@ def command(
     program: Program, variant: Variant, port: int, threads: int = 1, more: Sequence[str] = ()
 ) -> list[str] | None:
     """The words that start a variant, with ``more`` options of kvmserver; None where a program has none such."""
-    special = {FORK: program.fork, PROCESS: program.process, WORKERS: program.workers}
+    special = {
+        FORK: program.fork,
+        PROCESS: program.process,
+        WORKERS: program.workers,
+        NATIVE_PLAIN: program.command if program.v8_flags else None,
+    }
     words: Sequence[str] | None = special.get(variant.name, program.command)
     if words is None:
         return None

@@ -13,7 +13,8 @@ from kvm_amd.agent import Start
 DESCRIPTION = """\
 Run a command as root in a machine whose /dev/kvm is the real kvm_amd module, on QEMU's software CPU, with the project
 installed as it is in this work tree. The command runs in the copy of the work tree (or in the shared directory), with
-no standard input; its output and its exit status are passed on. 124: the time limit; 125: the machine itself failed."""
+no standard input; its output and its exit status are passed on. 123: the start took too long; 124: the time limit; 125:
+the machine itself failed."""
 EPILOG = """\
 examples:
   scripts/kvm-amd -- kvmserver doctor
@@ -21,7 +22,7 @@ examples:
   scripts/kvm-amd --share /tmp/here -- sh -c 'uname -a > kernel'
   scripts/kvm-amd --shell"""
 
-TIME_LIMIT, FAILED = 124, 125
+SLOW_START, TIME_LIMIT, FAILED = 123, 124, 125
 ENVIRONMENT = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
@@ -46,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--time-limit", type=float, default=900.0, metavar="SECONDS", help="for the command (default: %(default)g)"
+    )
+    made.add_argument(
+        "--start-limit",
+        type=float,
+        metavar="SECONDS",
+        help="fail after the command where the start took longer; starts that hung do not count (default: no limit)",
     )
     made.add_argument("--rebuild", action="store_true", help="make the image anew, with Debian's newest packages")
     made.add_argument("--verbose", action="store_true", help="say how long the start took")
@@ -104,4 +111,8 @@ def main(words: list[str] | None = None) -> int:
         print(f"kvm-amd: meanwhile the machine's kernel printed:\n{outcome.kernel_log}", file=sys.stderr)
     if options.verbose:
         print(f"kvm-amd: {outcome.started_after_s:.1f} s from start to command", file=sys.stderr)
+    if outcome.status == 0 and options.start_limit is not None and outcome.started_after_s > options.start_limit:
+        took, limit = f"{outcome.started_after_s:.1f} s", f"{options.start_limit:g} s"
+        print(f"kvm-amd: the machine took {took} to start, more than {limit}: give it idle CPUs", file=sys.stderr)
+        return SLOW_START
     return outcome.status

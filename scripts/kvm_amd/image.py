@@ -1,5 +1,6 @@
 """The first disk and the kernel: a small Debian, made by mmdebstrap (as root, or in a user namespace)."""
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ SUITE = "bookworm"
 PACKAGES = ("python3", "kmod", "mount", "procps", "perl", "luajit", "cowsay", "musl", "wrk")
 LEFT_OUT = ("doc", "man", "info", "locale", "lintian", "bash-completion")
 HOOK = Path(__file__).with_name("hook.sh")
+# This file: mmdebstrap's options are in it, too.
+RECIPE = Path(__file__)
 
 # Command, and the Debian package that has it.
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "mmdebstrap": "mmdebstrap", "genext2fs": "genext2fs"}
+# What mmdebstrap needs besides where it is not run by root, and makes a user namespace.
+TOOLS_OF_USERS = {"newuidmap": "uidmap"}
 
 
 class MissingPackagesError(Exception):
@@ -35,7 +40,8 @@ class Image:
 
 def check_tools() -> None:
     """Raise MissingPackagesError where one is missing."""
-    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
+    needed = TOOLS if os.geteuid() == 0 else TOOLS | TOOLS_OF_USERS
+    missing = [package for tool, package in needed.items() if shutil.which(tool) is None]
     if missing:
         names = " ".join(missing)
         raise MissingPackagesError(f"missing here: {names} (apt-get install -y --no-install-recommends {names})")
@@ -52,10 +58,14 @@ def run(words: list[str], cwd: Path | None = None, environment: dict[str, str] |
     return done.stdout
 
 
+def key() -> str:
+    """The hash of all that says how the image is made."""
+    return cache.digest([RECIPE.read_bytes(), HOOK.read_bytes()])
+
+
 def get(rebuild: bool = False) -> Image:
     """The image, made on first use (about a minute) or anew for ``rebuild``."""
-    key = cache.digest([SUITE.encode(), *(name.encode() for name in (*PACKAGES, "|", *LEFT_OUT)), HOOK.read_bytes()])
-    place = cache.get("image", key, _build, rebuild)
+    place = cache.get("image", key(), _build, rebuild)
     return Image(place / "vmlinuz", place / "disk.ext2")
 
 

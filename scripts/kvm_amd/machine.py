@@ -55,7 +55,8 @@ class Outcome:
     """How a command ended."""
 
     status: int
-    # From the first start of QEMU to the moment in which the command was handed over, seconds.
+    # From the start of the QEMU that came up to the moment in which the command was handed over, seconds. The shared
+    # directory is copied after that.
     started_after_s: float
     # What the kernel printed while the command ran: warnings, where something went wrong in it.
     kernel_log: str = ""
@@ -89,6 +90,7 @@ class Machine:
         self._socket, theirs = socket.socketpair()
         self._console = tempfile.TemporaryFile()  # noqa: SIM115 (closed in stop)
         self._decoder = Decoder()
+        self.began = time.monotonic()
         with theirs:
             self._process = subprocess.Popen(
                 qemu_words(image, project, theirs.fileno()),
@@ -135,9 +137,8 @@ class Machine:
 
     def wait_hello(self) -> bool:
         """Whether it came up in time."""
-        begin = time.monotonic()
         while True:
-            now = time.monotonic() - begin
+            now = time.monotonic() - self.began
             limit = HELLO_S if "Linux version" in self.console() else FIRST_LINE_S
             if now > limit or self._process.poll() is not None:
                 return False
@@ -171,12 +172,11 @@ def started(image: Image, project: Path) -> Iterator[Machine]:
 
 def run(image: Image, project: Path, start: Start, shared: Path | None, limit_s: float | None) -> Outcome:
     """Run one command in a fresh machine. Raises MachineError, TimeLimitError."""
-    begin = time.monotonic()
     with started(image, project) as machine:
         machine.send(encode_json(Kind.START, asdict(start)))
+        outcome = Outcome(0, time.monotonic() - machine.began)
         if shared is not None:
             share.send(shared, lambda piece: machine.send(encode(Kind.SHARE, piece)))
-        outcome = Outcome(0, time.monotonic() - begin)
         printed = len(machine.console())
         with _input(machine, start.terminal), tempfile.TemporaryFile() as archive:
             outcome.status = _converse(machine, archive, None if limit_s is None else time.monotonic() + limit_s)

@@ -197,8 +197,22 @@ def test_who_waits_less_is_served_in_its_turn(strict: Service) -> None:
         assert holder.response().body == b"4\n"
 
 
+def test_page_faults_are_those_of_the_request(guests: Guests, kvmserver: Kvmserver, tmp_path: Path) -> None:
+    """A page that is written for the first time is one."""
+    port = free_port()
+    service = kvmserver.serve([guests.c("attack_memory"), str(port), str(tmp_path)], port, "--server-timing")
+    found = []
+    for pages in (100, 2000):
+        counters = service.ask(f"/dirty/{pages}").headers["kvmserver-counters"]
+        found.append(int(dict(pair.split("=") for pair in counters.split(", "))["page-faults"]) / pages)
+    assert all(0.9 < each < 2 for each in found), found
+    kvmserver.stop(service)
+
+
 def test_what_a_vm_did_is_told_on_request(strict: Service) -> None:
     with connect(strict.port) as wire:
+        # There was no reset before the first one.
+        wire.ask(get("/slow/30"))
         runs = []
         for _ in range(3):
             names = wire.ask(get("/slow/30")).names
@@ -213,6 +227,8 @@ def test_what_a_vm_did_is_told_on_request(strict: Service) -> None:
             assert vm == "0"
             runs.append(int(run))
             counters = dict(pair.split("=") for pair in names["kvmserver-counters"].split(", "))
+            own = {"exits", "system-calls", "calls-in-guest", "faults", "page-faults"}
+            assert set(counters) == own | {"dirty-pages-prev", "copied-bytes-prev"}
             assert 1 <= int(counters["exits"]) <= 20
             assert 1 <= int(counters["system-calls"]) <= 20
             assert 1 <= int(counters["dirty-pages-prev"]) <= 50

@@ -2,8 +2,36 @@
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from harness import Kvmserver, ask_often, free_port, wait_until
+import pytest
+from harness import TESTS, Kvmserver, ask_often, free_port, wait_until
+
+SLOW_EXIT_NS = 10_000
+
+# What each entry of the doctor's "kvm" may be; those that are not here are booleans.
+PLAUSIBLE: dict[str, Callable[[Any], bool]] = {
+    "api_version": lambda value: value == 12,
+    "entry": lambda value: value in ("user_mode", "supervisor_mode"),
+    # Without it kvmserver would not have started.
+    "immediate_exit": lambda value: value is True,
+    "cpuid_entries": lambda value: is_number(value) and value > 10,
+    "memslots": lambda value: is_number(value) and value >= 32,
+    # x87 and SSE are always there; AMX (17, 18) and protection keys (9) are hidden from guests.
+    "xcr0": lambda value: is_number(value) and value & 3 == 3 and not value & (1 << 9 | 1 << 17 | 1 << 18),
+    "kind": lambda value: value == "unknown" or Path("/sys/module", value).is_dir(),
+    "exit_ns": lambda value: is_number(value) and 0 < value < 1_000_000_000,
+}
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_boolean(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def test_demo_shows_three_equal_answers_and_serves_on(kvmserver: Kvmserver) -> None:
@@ -25,6 +53,38 @@ def test_doctor_finds_this_machine_fit(kvmserver: Kvmserver) -> None:
     content = json.loads(report.stdout)
     assert content["ok"] is True
     assert {check["name"] for check in content["checks"]} >= {"/dev/kvm", "KVM features", "memory"}
+
+
+@pytest.fixture(scope="module")
+def report(installed: Kvmserver) -> dict[str, Any]:
+    """What ``kvmserver doctor --json`` prints on this machine."""
+    content: dict[str, Any] = json.loads(installed.run("doctor", "--json").stdout)
+    return content
+
+
+def test_doctor_finds_what_its_page_explains_and_nothing_else(report: dict[str, Any]) -> None:
+    page = (TESTS.parent / "docs" / "kvm.md").read_text()
+    (section,) = re.findall(r"^## What the probes find\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    explained = re.findall(r"^\| `(\w+)` \| \S", section, re.MULTILINE)
+    assert sorted(report["kvm"]) == sorted(explained)
+
+
+def test_what_doctor_finds_is_plausible(report: dict[str, Any]) -> None:
+    found = report["kvm"]
+    assert set(found) >= set(PLAUSIBLE)
+    assert [(name, value) for name, value in found.items() if not PLAUSIBLE.get(name, is_boolean)(value)] == []
+
+
+def test_doctors_sentence_on_the_kind_of_kvm_is_about_what_it_measured(report: dict[str, Any]) -> None:
+    found = report["kvm"]
+    (check,) = [check for check in report["checks"] if check["name"] == "kind of KVM"]
+    emulated = found["entry"] == "user_mode"
+    slow = found["exit_ns"] >= SLOW_EXIT_NS
+    kind = "without hardware virtualization" if emulated else "hardware virtualization"
+    assert check["detail"].startswith(f"{kind} ({found['kind']})")
+    assert f"an exit costs {found['exit_ns'] / 1000:.1f} us" in check["detail"]
+    assert check["detail"].endswith(": full speed") == check["ok"] == (not emulated and not slow)
+    assert bool(check["advice"]) == (emulated or slow)
 
 
 def test_help_and_version(kvmserver: Kvmserver) -> None:

@@ -1,13 +1,28 @@
 """A guest that fails while it serves: the client is told, the log says why, and the VM serves on."""
 
+import contextlib
 import os
 import re
 import resource
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Guests, Kvmserver, Service, ask, exchange, free_port, processes_below, repetitions, wait_until
+from harness import (
+    PYTHON,
+    Guests,
+    Kvmserver,
+    Service,
+    ask,
+    exchange,
+    find_tool,
+    free_port,
+    processes_below,
+    repetitions,
+    wait_until,
+)
 
 REQUEST_TIME_S = 1.0
 
@@ -181,6 +196,47 @@ def test_a_vm_that_cannot_be_forked_is_tried_again(guests: Guests, kvmserver: Kv
     resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
     assert service.ask().body == "3\n", "a new VM"
     assert worker in processes_below(service.process.pid), "in the same worker"
+    kvmserver.stop(service)
+
+
+def test_a_small_soft_limit_of_open_files_is_raised(guests: Guests, kvmserver: Kvmserver) -> None:
+    """As on Debian: 1024, which a thousand idle clients would use up. What a guest may have is its own."""
+    port = free_port()
+    few = [find_tool("prlimit"), "--nofile=1024:20000"]
+    service = kvmserver.serve([guests.c("failures"), str(port)], port, warmup=2, wrapper=few)
+    mine = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (mine[1], mine[1]))
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(1100):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            wait_until(lambda: service.statistics()["open_connections"] >= 1100, 20, "all are accepted", 0.1)
+            assert service.ask().body == "3\n"
+            assert service.statistics()["open_connections"] >= 1100, "nobody was closed for it"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, mine)
+    kvmserver.stop(service)
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    done = subprocess.run(
+        [*few, kvmserver.script, "--allow-all", "run", PYTHON, "-c", code], capture_output=True, timeout=60
+    )
+    assert done.stdout == b"(1024, 4096)\n", done.stderr
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost:"])
+def test_clients_that_say_nothing_make_room_for_others(begun: bytes, guests: Guests, kvmserver: Kvmserver) -> None:
+    """No descriptor is left: who has not completed a head is closed, the oldest first, long before --header-timeout."""
+    port = free_port()
+    service = kvmserver.serve([guests.c("failures"), str(port)], port, "--header-timeout", "1h", warmup=2)
+    (worker,) = [pid for pid in processes_below(service.process.pid) if not processes_below(pid)]
+    highest = max(int(number) for number in os.listdir(f"/proc/{worker}/fd"))
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (highest + 100, highest + 100))
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(100)]
+        for client in silent:
+            client.sendall(begun)
+        assert service.ask(timeout_s=20).body == "3\n"
+        assert silent[0].recv(1) == b"", "the oldest"
     kvmserver.stop(service)
 
 

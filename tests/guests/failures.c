@@ -245,7 +245,14 @@ static const struct {
     {"/nonsense", "this is not HTTP\r\n\r\n", nothing},
 };
 
-/* `/big/N` answers N bytes of a pattern, `/slow/N` the counter after N milliseconds, `/echo` the request's body. */
+static void *spinner(void *unused)
+{
+    loop();
+    return unused;
+}
+
+/* `/big/N` answers N bytes of a pattern, `/busy/N` the same while another thread computes for ever, `/slow/N` the counter after N
+ * milliseconds, `/echo` the request's body. */
 static int special(int fd, const struct request *request)
 {
     unsigned long number = 0;
@@ -258,7 +265,11 @@ static int special(int fd, const struct request *request)
         nanosleep(&pause, NULL);
         return http_count(fd, request);
     }
-    if (sscanf(request->path, "/big/%lu", &number) == 1) {
+    int busy = sscanf(request->path, "/busy/%lu", &number) == 1;
+    pthread_t thread;
+    if (busy && pthread_create(&thread, NULL, spinner, NULL) != 0)
+        return -1;
+    if (busy || sscanf(request->path, "/big/%lu", &number) == 1) {
         char *body = malloc(number ? number : 1);
         for (unsigned long i = 0; body && i < number; i++)
             body[i] = (char)('a' + i * 7 / 5 % 26);

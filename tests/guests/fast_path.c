@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT
  *
- * fast_path PORT [MODE [SEED]]: a server that makes random system calls on each connection and answers with what they came to.
+ * fast_path PORT [MODE [SEED [FILE]]]: a server that makes random system calls on each connection and answers with what they came to.
  *
  * The calls depend on the seed, until the connection is accepted, and then on the first 8 digits of the path (GET /12345678) alone,
- * so two runs give the same answer, however the calls are answered. A timer interrupts them all the time; its handler restarts calls and leaves no trace.
+ * so two runs give the same answer, however the calls are answered. A timer interrupts them all the time; its handler restarts calls,
+ * makes some on descriptors of its own, and leaves no trace. With an odd thousand as the seed there is a second thread, which waits
+ * for the first in all ways; what it finds is noted where it does not depend on who was faster.
  *
- * Modes: http (the connection's end is not seen), raw (the client has ended its side: reads come to its end), garbage (what the fast
+ * Modes: http (the connection's end is not seen), raw (the client has ended its side: reads come to its end), pieces (the client sends
+ * while this runs: what the calls come to depends on that, and is checked against what Linux leaves open), garbage (what the fast
  * path keeps in this program's memory is overwritten, at random places with random bytes, while it is used).
+ *
+ * After the answer this side is shut down in some way, and more calls are made: what they come to is put at the end of FILE.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -16,6 +21,8 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -33,13 +40,16 @@
 
 #define HEAD "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
 #define CALLS 300
+#define CALLS_AFTER 60
+/* Longest transfer: more than the fast path is told of at a time. */
+#define LONGEST 40000
 
 static const char *mode = "http";
-static int listener, waiting_set, sets[3], event_fd, semaphore, client, served, head_sent;
+static int listener, waiting_set, sets[3], event_fd, semaphore, client, copy = -1, head_sent;
+static const char *file;
 static uint64_t state, first_seed = 1;
 static char report[1 << 17];
 static size_t reported;
-static volatile sig_atomic_t ticks;
 
 static int is(const char *name)
 {
@@ -50,12 +60,6 @@ static unsigned dice(unsigned sides)
 {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     return (unsigned)(state >> 33) % sides;
-}
-
-static void on_tick(int signal)
-{
-    (void)signal;
-    ticks++;
 }
 
 static void note(const char *format, ...)
@@ -83,8 +87,66 @@ static void came(const char *name, long result)
 
 static int some_fd(void)
 {
-    int choices[] = {client, client, client, client, listener, listener, sets[0], sets[1], 99, -1, event_fd, event_fd, semaphore};
-    return choices[dice(13)];
+    int choices[] = {client, client, client, client, listener, listener, sets[0], sets[1], 99, -1, event_fd, event_fd, semaphore, copy};
+    return choices[dice(14)];
+}
+
+/* The handler of the timer. It comes at any moment, between and in the middle of calls, so it has dice of its own. */
+static int tick_fd, tick_set;
+static volatile sig_atomic_t ticks_wrong, tick_usual, progress;
+
+static void set_timer(unsigned microseconds)
+{
+    struct itimerval once = {{0, 0}, {0, microseconds}};
+    setitimer(ITIMER_REAL, &once, NULL);
+}
+
+static void start_ticks(unsigned microseconds)
+{
+    tick_usual = microseconds;
+    set_timer(microseconds);
+}
+
+static void tick_must(int condition)
+{
+    ticks_wrong += !condition;
+}
+
+static void on_tick(int signal)
+{
+    static uint64_t tick_state;
+    static int seen, interval;
+    struct epoll_event event;
+    uint64_t value = 1;
+    int saved = errno;
+    (void)signal;
+    tick_state = tick_state * 6364136223846793005ull + 1442695040888963407ull;
+    switch (tick_state >> 33 & 7) {
+    case 0:
+        /* Edge-triggered: each write reports once. */
+        tick_must(write(tick_fd, &value, 8) == 8);
+        tick_must(epoll_wait(tick_set, &event, 1, 0) == 1 && event.events == EPOLLIN && event.data.u64 == 4711);
+        tick_must(epoll_wait(tick_set, &event, 1, 0) == 0);
+        tick_must(read(tick_fd, &value, 8) == 8 && value == 1);
+        break;
+    case 1:
+        tick_must(read(tick_fd, &value, 8) == -1 && errno == EAGAIN);
+        break;
+    case 2:
+        tick_must(syscall(SYS_getpid) == syscall(SYS_gettid));
+        break;
+    case 3:
+        tick_must(client < 0 || fcntl(client, F_GETFL) == -1 || (fcntl(client, F_GETFL) & O_NONBLOCK));
+        break;
+    default:
+        break;
+    }
+    /* The next one at any moment; later and later where a machine is so slow that nothing happens in between. */
+    interval = progress == seen && interval < 100000 ? 2 * interval : tick_usual;
+    seen = progress;
+    if (tick_usual)
+        set_timer(interval / 2 + (tick_state >> 40) % (interval + 1));
+    errno = saved;
 }
 
 static void call_accept(void)
@@ -106,10 +168,10 @@ static void call_accept(void)
     came("accept", got);
     note("  %u %d %x\n", length, peer.sin_family, peer.sin_addr.s_addr);
     if (got >= 0) {
-        client = got;
         /* Without O_NONBLOCK a read would wait for ever. */
         if (old || !(flags & SOCK_NONBLOCK))
-            fcntl(client, F_SETFL, O_NONBLOCK);
+            fcntl(got, F_SETFL, O_NONBLOCK);
+        client = got;
     }
 }
 
@@ -156,9 +218,9 @@ static void call_wait(void)
 
 static void call_read(void)
 {
-    char buffer[300];
+    static char buffer[LONGEST];
     memset(buffer, '.', sizeof buffer);
-    unsigned length = dice(8) ? dice(80) : dice(300), cut = length ? dice(length) : 0;
+    unsigned length = dice(8) ? dice(80) : dice(LONGEST), cut = length ? dice(length) : 0;
     struct iovec segments[3] = {{buffer, cut}, {buffer + cut, 0}, {buffer + cut, length - cut}};
     struct msghdr message = {.msg_iov = segments, .msg_iovlen = 3, .msg_flags = -1};
     int flags = (dice(2) ? MSG_DONTWAIT : 0) | (dice(6) ? 0 : MSG_PEEK) | (dice(30) ? 0 : MSG_OOB) | (dice(30) ? 0 : MSG_TRUNC);
@@ -189,8 +251,8 @@ static void call_read(void)
 
 static void call_write(void)
 {
-    char bytes[600];
-    unsigned length = dice(8) ? 1 + dice(60) : dice(600), cut;
+    static char bytes[LONGEST];
+    unsigned length = dice(8) ? 1 + dice(60) : dice(10) ? dice(600) : dice(LONGEST), cut;
     if (!head_sent) {
         length = strlen(HEAD);
         memcpy(bytes, HEAD, length);
@@ -331,6 +393,142 @@ static void call_others(void)
     }
 }
 
+/* A second descriptor of the connection, or only one again, and not always the first. */
+static void call_copy(void)
+{
+    if (copy < 0) {
+        /* Not onto itself: there would be no second one. */
+        int number = 20 + 10 * dice(3) + (client % 10 == 0);
+        long got;
+        switch (dice(4)) {
+        case 0:
+            got = dup(client);
+            break;
+        case 1:
+            got = fcntl(client, dice(2) ? F_DUPFD : F_DUPFD_CLOEXEC, number);
+            break;
+        case 2:
+            got = dup2(client, number);
+            break;
+        default:
+            got = dup3(client, number, dice(2) ? O_CLOEXEC : 0);
+        }
+        came("copy", got);
+        copy = got;
+        return;
+    }
+    if (dice(2)) {
+        int other = client;
+        client = copy;
+        copy = other;
+    }
+    came("close", close(copy));
+    copy = -1;
+}
+
+static int has_helper, helper_waits, helper_order, helper_done, helper_near, helper_kind, helper_word;
+static int helper_set, helper_fd, helper_blocking_fd;
+
+/* An end of what is waited for, and something new under its number. */
+static void call_reopen(void)
+{
+    /* The second thread may not have come to its poll yet, and would find no file. */
+    int which = helper_waits && helper_kind == 4 ? 2 : dice(4), *fd = which == 0 ? &event_fd : which == 1 ? &semaphore : &sets[dice(3)];
+    came("close", close(*fd));
+    if (which == 0)
+        *fd = eventfd(dice(3), EFD_NONBLOCK);
+    else if (which == 1)
+        *fd = eventfd(dice(3), EFD_NONBLOCK | EFD_SEMAPHORE);
+    else
+        *fd = epoll_create1(dice(2) ? EPOLL_CLOEXEC : 0);
+    came("open", *fd);
+}
+
+/* The second thread. It is given an order, does that, and has ended it when the first says that it may. */
+static char helper_text[100];
+
+static void helper_sleep(int *word, int value)
+{
+    while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == value)
+        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL);
+}
+
+static long helper_wake(int *word, int value)
+{
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+    return syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1);
+}
+
+static void helper_wait(void)
+{
+    struct epoll_event event = {.events = EPOLLIN | (helper_kind == 2 ? EPOLLET : 0), .data.u64 = helper_kind};
+    struct pollfd entries[4] = {{.fd = helper_fd, .events = POLLIN}, {.fd = event_fd}, {.fd = semaphore}, {.fd = listener}};
+    uint64_t value = 0;
+    long got = 0;
+    switch (helper_kind) {
+    case 0:
+        helper_sleep(&helper_word, 0);
+        break;
+    case 1:
+    case 2:
+        epoll_ctl(helper_set, EPOLL_CTL_MOD, helper_fd, &event);
+        event.events = 0;
+        got = epoll_wait(helper_set, &event, 1, -1);
+        break;
+    case 3:
+        got = poll(entries, 1, -1);
+        break;
+    case 4:
+        /* What the first thread uses meanwhile is waited for, too, though nothing is wanted of it. */
+        got = poll(entries, 4, -1);
+        break;
+    default:
+        got = read(helper_blocking_fd, &value, 8);
+    }
+    if (helper_kind > 0 && helper_kind < 5)
+        read(helper_fd, &value, 8);
+    snprintf(helper_text, sizeof helper_text, "helper %d %ld %x %x %llu\n", helper_kind, got, event.events, entries[0].revents,
+             (unsigned long long)value);
+}
+
+static void *helper(void *unused)
+{
+    for (int order = 1;; order++) {
+        helper_sleep(&helper_order, order - 1);
+        __atomic_store_n(&helper_near, 1, __ATOMIC_SEQ_CST);
+        helper_wait();
+        helper_wake(&helper_done, order);
+    }
+    return unused;
+}
+
+/* Let it wait, or end its waiting. */
+static void call_helper(void)
+{
+    uint64_t value = 1 + dice(1000);
+    if (!has_helper)
+        return;
+    if (!helper_waits) {
+        helper_kind = dice(6);
+        helper_word = helper_near = 0;
+        helper_wake(&helper_order, helper_order + 1);
+        while (!__atomic_load_n(&helper_near, __ATOMIC_SEQ_CST))
+            sched_yield();
+        /* It sleeps by now, mostly. */
+        for (int turn = 0; turn < 3; turn++)
+            sched_yield();
+        helper_waits = 1;
+        return;
+    }
+    if (helper_kind == 0)
+        helper_wake(&helper_word, 1);
+    else
+        came("order", write(helper_kind == 5 ? helper_blocking_fd : helper_fd, &value, 8));
+    helper_sleep(&helper_done, helper_order - 1);
+    note("%s", helper_text);
+    helper_waits = 0;
+}
+
 /* Where the fast path keeps what it knows, if this VM has one. */
 static void scribble(void)
 {
@@ -360,13 +558,19 @@ static void scribble(void)
 static void one_call(void)
 {
     static void (*const calls[])(void) = {call_control, call_control, call_wait, call_wait, call_wait, call_read, call_read, call_write,
-        call_write, call_options, call_names, call_flags, call_others, call_accept, call_event, call_event, call_poll};
-    void (*chosen)(void) = calls[dice(17)];
+        call_write, call_options, call_names, call_flags, call_others, call_accept, call_event, call_event, call_poll, call_helper,
+        call_copy, call_reopen};
+    static const unsigned without_client = 1u << 0 | 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 12 | 1u << 13 | 1u << 14 | 1u << 15 |
+        1u << 16 | 1u << 17;
+    unsigned chosen = dice(20);
+    progress++;
     if (is("garbage") && dice(6) == 0)
         scribble();
-    if (client >= 0 || chosen == call_control || chosen == call_wait || chosen == call_others || chosen == call_accept ||
-        chosen == call_event || chosen == call_poll)
-        chosen();
+    /* Rare, or the connection would have two descriptors most of the time. */
+    if (chosen >= 18 && dice(copy < 0 ? 6 : 2))
+        chosen = dice(17);
+    if (client >= 0 || without_client >> chosen & 1)
+        calls[chosen]();
 }
 
 static void send_all(const char *bytes, size_t length)
@@ -385,16 +589,39 @@ static void send_all(const char *bytes, size_t length)
     }
 }
 
+#include "fast_path_pieces.h"
+
+static void put_into_file(void)
+{
+    int fd = open(file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, report, reported) != (ssize_t)reported)
+        exit(5);
+    close(fd);
+}
+
+/* More calls after the answer, and after one side is shut. */
+static void shut_down(void)
+{
+    static const int sides[] = {7, SHUT_RD, SHUT_RD, SHUT_WR, SHUT_WR};
+    reported = 0;
+    ticks_wrong = 0;
+    /* Both sides would be the end of it all, and so would be that of a response. */
+    came("shutdown", shutdown(client, sides[dice(is("http") ? 3 : 5)]));
+    for (int call = 0; call < CALLS_AFTER; call++)
+        one_call();
+    note("ticks %d\n", ticks_wrong);
+}
+
 /* The seed is in the path; nothing else of the request matters. */
 static void serve(void)
 {
     static char nothing[20000];
-    struct itimerval often = {{0, 150}, {0, 150}}, never = {{0, 0}, {0, 0}};
     client = -1;
     head_sent = 0;
     reported = 0;
+    ticks_wrong = 0;
     state = first_seed;
-    setitimer(ITIMER_REAL, &often, NULL);
+    start_ticks(150);
     for (int call = 0; call < 60 && client < 0; call++)
         one_call();
     if (client < 0)
@@ -406,20 +633,50 @@ static void serve(void)
             ;
     }
     char start[16] = "";
-    if (recv(client, start, sizeof start - 1, MSG_PEEK) < 13)
-        exit(4);
-    state = strtoull(start + 5, NULL, 10) * 2654435761u + 12345;
-    for (int call = 0; call < CALLS; call++)
-        one_call();
-    setitimer(ITIMER_REAL, &never, NULL);
-    if (!head_sent)
-        call_write();
-    while (recv(client, nothing, sizeof nothing, MSG_DONTWAIT) > 0)
+    while (recv(client, start, 14, MSG_PEEK) < 14)
         ;
+    unsigned seed = strtoul(start + 5, NULL, 10);
+    state = seed * 2654435761u + 12345;
+    start_ticks(80 + dice(500));
+    if (is("pieces")) {
+        reported = 0;
+        serve_pieces(seed);
+    } else {
+        for (int call = 0; call < CALLS; call++)
+            one_call();
+    }
+    start_ticks(0);
+    note("ticks %d\n", ticks_wrong);
+    if (!head_sent && !is("pieces"))
+        call_write();
     if (reported)
         send_all(report, reported);
-    served++;
+    if (file) {
+        start_ticks(80 + dice(500));
+        shut_down();
+        start_ticks(0);
+        put_into_file();
+    }
+    while (recv(client, nothing, sizeof nothing, MSG_DONTWAIT) > 0)
+        ;
+    close(copy);
     close(client);
+}
+
+static void start_helper(void)
+{
+    struct epoll_event event = {.events = EPOLLIN};
+    pthread_t thread;
+    sigset_t all, before;
+    helper_fd = eventfd(0, EFD_NONBLOCK);
+    helper_blocking_fd = eventfd(0, 0);
+    helper_set = epoll_create1(0);
+    epoll_ctl(helper_set, EPOLL_CTL_ADD, helper_fd, &event);
+    /* The timer interrupts the other one. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    has_helper = pthread_create(&thread, NULL, helper, NULL) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 int main(int argc, char **argv)
@@ -432,6 +689,9 @@ int main(int argc, char **argv)
         mode = argv[2];
     if (argc > 3)
         first_seed = strtoull(argv[3], NULL, 10);
+    if (argc > 4)
+        file = argv[4];
+    signal(SIGPIPE, SIG_IGN);
     sigaction(SIGALRM, &action, NULL);
     listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
@@ -443,6 +703,12 @@ int main(int argc, char **argv)
         sets[index] = epoll_create1(0);
     event_fd = eventfd(0, EFD_NONBLOCK);
     semaphore = eventfd(2, EFD_NONBLOCK | EFD_SEMAPHORE);
+    tick_fd = eventfd(0, EFD_NONBLOCK);
+    tick_set = epoll_create1(0);
+    event = (struct epoll_event){.events = EPOLLIN | EPOLLET, .data.u64 = 4711};
+    epoll_ctl(tick_set, EPOLL_CTL_ADD, tick_fd, &event);
+    if (first_seed / 1000 % 2)
+        start_helper();
     for (;;) {
         struct epoll_event ready;
         if (epoll_wait(waiting_set, &ready, 1, -1) == 1)

@@ -4,13 +4,16 @@
 ``pieces=N`` writes N bytes at a time, ``pause=MS`` waits behind each, ``then=`` says what comes at the end: ``close``
 (default), ``hold`` (keeps the connection open), ``shut`` (ends its own side only) or ``exit``. ``/seen`` answers the
 bytes of the request as they came, ``/upload`` the length and digest of its body, ``/switch`` goes over to another
-protocol, which answers capital letters, and anything else a number that grows.
+protocol, which answers capital letters, ``/early`` answers before it reads its body, ``/compute?size=N`` answers N
+bytes at once and then computes until it is ended, and anything else a number that grows. ``busy=1`` in any query:
+another thread computes meanwhile, for ever.
 """
 
 import hashlib
 import os
 import socket
 import sys
+import threading
 import time
 from urllib.parse import parse_qsl, urlsplit
 
@@ -77,6 +80,12 @@ def raw(client: socket.socket, body: bytes, words: dict[str, str]) -> None:
             pass
 
 
+def compute() -> None:
+    """For ever."""
+    while True:
+        pass
+
+
 def serve(client: socket.socket) -> None:
     """One request of one client."""
     global count
@@ -85,9 +94,16 @@ def serve(client: socket.socket) -> None:
     if not head:
         return
     target = urlsplit(head.split(b" ")[1].decode())
+    if "busy=1" in target.query:
+        threading.Thread(target=compute, daemon=True).start()
     if target.path == "/switch":
         switch(client, data)
         return
+    if target.path == "/early":
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    if target.path == "/compute":
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + bytes(int(target.query.partition("=")[2])))
+        compute()
     body = read_body(client, head, data)
     if target.path == "/raw":
         raw(client, body, dict(parse_qsl(target.query)))

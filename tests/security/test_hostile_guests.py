@@ -33,13 +33,18 @@ def memory(guests: Guests, installed: Kvmserver, tmp_path_factory: pytest.TempPa
     installed.stop(started)
 
 
-@pytest.mark.parametrize("path", acts("attack_cpu"))
-def test_an_instruction_raises_what_it_raises_natively(path: str, cpu: Service, guests: Guests) -> None:
+def check_instruction(path: str, cpu: Service, guests: Guests) -> None:
+    """One instruction of the hostile program raises in the guest what it raises natively."""
     port = free_port()
     with native([guests.c("attack_cpu"), str(port)], port):
         expected = ask(port, path).body
     assert cpu.ask(path).body == expected
     assert cpu.ask("/segments").body == "0 0 0 0\n"
+
+
+@pytest.mark.parametrize("path", acts("attack_cpu"))
+def test_an_instruction_raises_what_it_raises_natively(path: str, cpu: Service, guests: Guests) -> None:
+    check_instruction(path, cpu, guests)
 
 
 def test_data_segments_tell_nothing_to_the_next_request(cpu: Service) -> None:
@@ -63,8 +68,8 @@ def test_an_entry_that_returns_to_itself_is_an_endless_loop_or_a_signal(cpu: Ser
     assert cpu.ask("/segments").body == "0 0 0 0\n"
 
 
-@pytest.mark.parametrize("path", acts("attack_memory"))
-def test_memory_calls_answer_as_natively(path: str, memory: Service, guests: Guests, tmp_path: Path) -> None:
+def check_memory_call(path: str, memory: Service, guests: Guests, tmp_path: Path) -> None:
+    """One use of memory answers in the guest as natively, again and again, and no later request sees anything of it."""
     before = memory.ask("/check").body
     port = free_port()
     with native([guests.c("attack_memory"), str(port), str(tmp_path)], port):
@@ -72,6 +77,11 @@ def test_memory_calls_answer_as_natively(path: str, memory: Service, guests: Gue
     for _ in range(3):
         assert memory.ask(path).body == expected
         assert {memory.ask("/check").body for _ in range(4)} == {before}
+
+
+@pytest.mark.parametrize("path", acts("attack_memory"))
+def test_memory_calls_answer_as_natively(path: str, memory: Service, guests: Guests, tmp_path: Path) -> None:
+    check_memory_call(path, memory, guests, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """What scripts/bench makes of its samples: statistics, targets, tables and the chart; nothing is timed here."""
 
 import argparse
+import dataclasses
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from benchmark import chart, measuring, programs, serving, tables, targets
 from benchmark.results import (
     KEPT,
     NATIVE,
+    NATIVE_PLAIN,
     NEW,
     Checks,
     Footprint,
@@ -27,7 +31,9 @@ from benchmark.results import (
     with_spread,
 )
 from benchmark.targets import Target
-from benchmark.variants import FORK, PROCESS, RESET
+from benchmark.variants import FORK, PROCESS, RESET, VARIANTS, command
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def sample(p50_us: float, rate: float = 1000, p99_us: float | None = None, errors: int = 0) -> Sample:
@@ -63,6 +69,24 @@ def test_a_ratio_is_taken_within_a_round() -> None:
     report = small_report()
     assert report.versus_native(report.rows[1], "p50_us", 1) == [2.5, 2.0, 3.0]
     assert median([2.5, 2.0, 3.0]) == 2.5
+
+
+def test_of_two_ordinary_processes_the_quicker_one_is_compared_with() -> None:
+    """Flags that serve kvmserver must not slow down what it is measured against."""
+    report = small_report()
+    plain = row("C hello", NATIVE_PLAIN, KEPT, sample(25), sample(20), sample(25))
+    report.rows.append(plain)
+    assert report.native_of(report.rows[1]) is plain
+    assert report.versus_native(report.rows[1], "p50_us", 1) == [2.0, 4.0, 3.6]
+    plain.closed[1] = [sample(31)] * 3
+    assert report.native_of(report.rows[1]) is report.rows[0]
+
+
+def test_only_programs_with_flags_of_v8_have_an_ordinary_process_without() -> None:
+    (plain,) = [one for one in VARIANTS if one.name == NATIVE_PLAIN]
+    program = programs.Program("x", ("serve", "{port}"), 1)
+    assert command(program, plain, 80) is None
+    assert command(dataclasses.replace(program, v8_flags=True), plain, 80) == ["serve", "80"]
 
 
 def test_statistics_of_nothing() -> None:
@@ -250,3 +274,22 @@ def test_the_chart_shows_every_program_that_has_an_isolated_row() -> None:
 def test_there_is_no_chart_of_nothing() -> None:
     with pytest.raises(ValueError, match="no isolated rows"):
         chart.draw(Report())
+
+
+def run_bench(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "scripts/bench"), *words], capture_output=True, text=True)
+
+
+def test_a_missed_target_is_an_exit_status_where_that_is_asked_for(tmp_path: Path) -> None:
+    report, file = small_report(), tmp_path / "figures.json"
+    # Made-up figures that keep all that they say something about; the rest was not measured, and is no miss.
+    missed = [one for one in targets.evaluate(report) if one.met is False]
+    assert not missed
+    file.write_text(serving.as_json(report))
+    assert run_bench("show", str(file), "--strict").returncode == 0
+    report.rows[1].counters["exits"] = 2.1
+    file.write_text(serving.as_json(report))
+    assert run_bench("show", str(file)).returncode == 0
+    done = run_bench("show", str(file), "--strict")
+    assert done.returncode == 3
+    assert done.stderr == "bench: missed: C hello: exits a request: 2.10, not <= 2\n"

@@ -9,6 +9,7 @@ import pytest
 
 from kvmserver import doctor
 from kvmserver.doctor import Result
+from kvmserver.fallbacks import SENTENCES
 
 
 @pytest.mark.parametrize("check", doctor.CHECKS, ids=lambda check: check.__name__)
@@ -37,7 +38,7 @@ def test_missing_capabilities_are_named() -> None:
 
 
 def test_what_can_be_replaced_is_a_warning() -> None:
-    whole = {"dirty_ring": True, "sync_registers": True, "pagemap_scan": True}
+    whole = dict.fromkeys(SENTENCES, True)
     assert doctor.judge_replacements(whole).ok
     result = doctor.judge_replacements({**whole, "dirty_ring": False})
     assert (result.ok, result.needed, result.detail) == (False, False, "missing: dirty_ring")

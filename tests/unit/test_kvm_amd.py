@@ -1,9 +1,16 @@
 """scripts/kvm-amd without a machine: the messages, the shared directory, what is kept, and starts that hang."""
 
+import contextlib
+import fcntl
 import io
 import os
+import re
+import select
 import shutil
+import struct
 import tarfile
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -171,9 +178,31 @@ def test_the_machine_gets_the_run_time_and_the_core_test_packages() -> None:
     assert not {"deno", "mypy", "ruff"} & set(names)
 
 
+def test_an_image_is_made_anew_when_the_way_to_make_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [image.key()]
+    for name in ("RECIPE", "HOOK"):
+        copy = tmp_path / name
+        copy.write_bytes(getattr(image, name).read_bytes())
+        monkeypatch.setattr(image, name, copy)
+        assert image.key() == keys[-1]
+        copy.write_text(copy.read_text() + "# changed\n")
+        keys.append(image.key())
+    assert len(set(keys)) == 3
+    assert "--variant=" in Path(image.RECIPE).read_text(), "where mmdebstrap's options are"
+
+
 def test_missing_packages_are_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "mmdebstrap" else name)
     with pytest.raises(image.MissingPackagesError, match=r"^missing here: mmdebstrap \(apt-get install .*\)$"):
+        image.check_tools()
+
+
+def test_only_users_need_what_makes_a_user_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "newuidmap" else name)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    image.check_tools()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(image.MissingPackagesError, match=r"^missing here: uidmap \("):
         image.check_tools()
 
 
@@ -280,3 +309,153 @@ def test_a_command_that_does_not_end_is_ended(fake: Path) -> None:
 def test_a_machine_that_dies_is_told_with_its_last_words(fake: Path) -> None:
     with pytest.raises(machine.MachineError, match=r"(?s)ended before the command did.*Linux version"):
         run(["sh", "-c", "kill -9 $PPID"])
+
+
+@pytest.fixture
+def kvm_amd(fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The command line over the pretended QEMU, whose commands run in /usr/local, as ordinary processes."""
+    monkeypatch.setattr(image, "check_tools", lambda: None)
+    monkeypatch.setattr(image, "get", lambda _rebuild: image.Image(Path("kernel"), Path("disk")))
+    monkeypatch.setattr(project, "get", lambda: Path("project"))
+    monkeypatch.setattr(project, "TREE_AT", ".")
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["--", "sh", "-c", "exit 7"], 7, ""),
+        (["--time-limit", "0.5", "--", "sleep", "600"], 124, "kvm-amd: the command was ended after 0.5 s\n"),
+        (["--start-limit", "60", "--", "true"], 0, ""),
+    ],
+)
+def test_the_exit_status_is_the_commands_or_tells_of_the_time_limit(
+    words: list[str], status: int, says: str, kvm_amd: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(words) == status
+    assert capfd.readouterr() == ("", says)
+
+
+def test_a_machine_that_failed_is_125_and_the_end_of_its_console(
+    kvm_amd: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--", "sh", "-c", "kill -9 $PPID"]) == 125
+    assert capfd.readouterr().err == "kvm-amd: the machine ended before the command did:\nLinux version\n"
+
+
+@pytest.mark.parametrize(
+    "error", [image.MissingPackagesError("missing here: x"), image.BuildError("pip ended with 1:\nno")]
+)
+def test_a_machine_that_cannot_be_made_is_125(
+    error: Exception, kvm_amd: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(project, "get", fail)
+    assert command.main(["--", "true"]) == 125
+    assert capfd.readouterr().err == f"kvm-amd: {error}\n"
+
+
+def test_a_slow_start_is_123_where_the_command_did_not_fail(kvm_amd: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--start-limit", "0", "--", "echo", "done"]) == 123
+    out, err = capfd.readouterr()
+    assert out == "done\n"
+    assert re.fullmatch(r"kvm-amd: the machine took \d+\.\d s to start, more than 0 s: give it idle CPUs\n", err), err
+    assert command.main(["--start-limit", "0", "--", "sh", "-c", "exit 7"]) == 7
+
+
+def test_the_time_of_the_start_is_told_and_without_the_starts_that_hung(
+    kvm_amd: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # As long as a start may be silent: what came up did so within that, and the one that hung did not.
+    monkeypatch.setattr(machine, "FIRST_LINE_S", 2.0)
+    (kvm_amd / "hangs").write_text("1")
+    assert command.main(["--verbose", "--start-limit", "2", "--", "true"]) == 0
+    hung, told = capfd.readouterr().err.splitlines()
+    assert hung == "kvm-amd: start 1 of 5 hung before the kernel printed"
+    assert re.fullmatch(r"kvm-amd: \d+\.\d s from start to command", told), told
+
+
+def test_what_the_kernel_says_is_shown_where_the_command_fails(
+    kvm_amd: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = "echo 'WARNING: at kvm' >> /proc/$PPID/fd/1; exit"
+    assert command.main(["--", "sh", "-c", f"{script} 3"]) == 3
+    assert capfd.readouterr().err == "kvm-amd: meanwhile the machine's kernel printed:\nWARNING: at kvm\n"
+    assert command.main(["--", "sh", "-c", f"{script} 0"]) == 0
+    assert capfd.readouterr().err == ""
+
+
+class Terminal:
+    """A process on a terminal of its own, and what it has shown so far."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._ours, self._theirs = os.openpty()
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
+        self.modes = termios.tcgetattr(self._theirs)
+        self._shown = ""
+        self.process = os.fork()
+        if self.process == 0:
+            status = 99
+            try:
+                # Where the test ends early, nobody holds this side, and that ends the process.
+                os.close(self._ours)
+                os.login_tty(self._theirs)
+                status = command.main(words)
+            finally:
+                os._exit(status)
+
+    def fileno(self) -> int:
+        """The side that the process has."""
+        return self._theirs
+
+    def wait_for(self, text: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self._shown:
+            assert select.select([self._ours], [], [], max(deadline - time.monotonic(), 0))[0], self._shown
+            self._shown += os.read(self._ours, 4096).decode(errors="replace")
+
+    def press_until(self, key: str, text: str) -> None:
+        """A key again and again, as people do: a shell that is just starting a command may miss one."""
+        for _ in range(9):
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(text, 3)
+                return
+        self.wait_for(text, 3)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def end(self) -> tuple[int, bool]:
+        """The exit status, and whether the terminal's modes are what they were."""
+        reader = threading.Thread(target=self._drain, daemon=True)
+        reader.start()
+        _, status = os.waitpid(self.process, 0)
+        restored = termios.tcgetattr(self._theirs) == self.modes
+        os.close(self._theirs)
+        reader.join()
+        os.close(self._ours)
+        return os.waitstatus_to_exitcode(status), restored
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError):
+            while os.read(self._ours, 4096):
+                pass
+
+
+def test_a_shell_has_this_terminal_with_its_size_and_its_keys(kvm_amd: Path) -> None:
+    # What is typed is shown, too: what is waited for is nothing that was typed. What is typed before is lost.
+    terminal = Terminal(["--shell", "--env", "PROMPT_COMMAND=echo prompt-$((3+4))"])
+    terminal.wait_for("prompt-7")
+    terminal.type("stty size\r")
+    terminal.wait_for("33 101")
+    terminal.type(
+        "sh -c 'trap \"echo caught-\\$((1+1)); exit\" INT; echo armed-$((2+3)); while :; do sleep 0.1; done'\r"
+    )
+    terminal.wait_for("armed-5")
+    assert termios.tcgetattr(terminal.fileno()) != terminal.modes
+    terminal.press_until("\x03", "caught-2")
+    terminal.type("exit 5\r")
+    assert terminal.end() == (5, True)

@@ -124,7 +124,8 @@ pub struct ClientConfig {
     pub max_body_size: u64,
     /// Longest time from the first byte of a request (or the start of the connection) to the end of its head, nanoseconds.
     pub header_timeout_ns: u64,
-    /// Longest time from the end of the head until as much of the body is here as is waited for, nanoseconds.
+    /// Longest time from the end of the head until as much of the body is here as is waited for, and behind that longest time in
+    /// which nothing comes of it although the program has read all that came, nanoseconds.
     pub body_timeout_ns: u64,
     /// Longest time between requests, nanoseconds.
     pub idle_timeout_ns: u64,

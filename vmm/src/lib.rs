@@ -24,6 +24,7 @@ pub mod limits;
 pub mod linux;
 pub mod loader;
 pub mod memory;
+mod panics;
 pub mod platform;
 #[cfg(feature = "python")]
 mod python;

@@ -278,12 +278,15 @@ fn probe() -> PyResult<String> {
 #[pyfunction]
 fn kvm_fallbacks() -> PyResult<Vec<&'static str>> {
     let host = Host::get().map_err(|failure| error("kvm", failure, KVM_HINT))?;
-    let Capabilities { dirty_ring, sync_registers, pagemap_scan, .. } = host.capabilities();
-    Ok([("dirty_ring", dirty_ring), ("sync_registers", sync_registers), ("pagemap_scan", pagemap_scan)]
-        .into_iter()
-        .filter(|(_, has)| !**has)
-        .map(|(name, _)| name)
-        .collect())
+    let Capabilities { dirty_ring, sync_registers, pagemap_scan, time_stamp_counter, fsgsbase, .. } = host.capabilities();
+    let replaceable = [
+        ("dirty_ring", dirty_ring),
+        ("sync_registers", sync_registers),
+        ("pagemap_scan", pagemap_scan),
+        ("time_stamp_counter", time_stamp_counter),
+        ("fsgsbase", fsgsbase),
+    ];
+    Ok(replaceable.into_iter().filter(|(_, has)| !**has).map(|(name, _)| name).collect())
 }
 
 #[pyfunction]

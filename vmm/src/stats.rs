@@ -13,8 +13,12 @@ pub struct RunCounters {
     pub system_calls: u64,
     /// System calls that were answered inside the VM.
     pub calls_in_guest: u64,
-    /// Processor exceptions and memory faults of the guest.
+    /// Processor exceptions and memory faults of the guest that became a signal for it. Pages that the host brings in without an exit, and
+    /// page-table entries brought up to date, are not among them.
     pub faults: u64,
+    /// Page faults that the host's kernel dealt with for the VM's thread during the run: pages of the guest that were brought in, mapped
+    /// again after a reset, or copied on write (`ru_minflt` of getrusage(2)).
+    pub page_faults: u64,
     /// Switches between guest threads.
     pub switches: u64,
     /// Pages found written at the reset.
@@ -38,6 +42,7 @@ impl RunCounters {
         self.system_calls += other.system_calls;
         self.calls_in_guest += other.calls_in_guest;
         self.faults += other.faults;
+        self.page_faults += other.page_faults;
         self.switches += other.switches;
         self.dirty_pages += other.dirty_pages;
         self.copied_pages += other.copied_pages;
@@ -75,6 +80,8 @@ pub struct ServeStats {
     pub awake_waits: u64,
     /// VMs thrown away because a reset or its verification failed.
     pub discarded: u64,
+    /// Panics of kvmserver itself: each has cost a VM, or a connection.
+    pub internal_errors: u64,
     /// Sums over all runs.
     pub totals: RunCounters,
     /// What the storage program has done, where there is one.
@@ -96,6 +103,7 @@ impl ServeStats {
         self.resets += other.resets;
         self.awake_waits += other.awake_waits;
         self.discarded += other.discarded;
+        self.internal_errors += other.internal_errors;
         for (end, count) in &other.failures {
             *self.failures.entry(end.clone()).or_default() += count;
         }
@@ -104,4 +112,11 @@ impl ServeStats {
             self.storage.get_or_insert_default().add(storage);
         }
     }
+}
+
+/// How many page faults the host's kernel has dealt with for this thread so far, without reading from a disk.
+pub(crate) fn page_faults_of_thread() -> u64 {
+    // It fails for no thread that asks for itself (getrusage(2)).
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD);
+    usage.map_or(0, |usage| usage.minor_page_faults().cast_unsigned())
 }

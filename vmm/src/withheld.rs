@@ -1,6 +1,6 @@
-//! Features of the host's kernel that are to be treated as absent: `KVMSERVER_WITHOUT=dirty-ring,sync-registers,pagemap-scan`.
+//! Features of the host's kernel that are to be treated as absent: `KVMSERVER_WITHOUT=dirty-ring,sync-registers`.
 //!
-//! There is another way for each of them, for older kernels; with this variable it is taken where the feature exists, to test it.
+//! There is another way for each of them, for older kernels and other processors; with this variable it is taken where the feature exists, to test it.
 
 use std::sync::OnceLock;
 
@@ -16,10 +16,15 @@ pub enum Feature {
     SyncRegisters,
     /// The `PAGEMAP_SCAN` ioctl (Linux 6.7).
     PagemapScan,
+    /// A guest's time-stamp counter that is the host's.
+    TimeStampCounter,
+    /// CR4.FSGSBASE. Where the host's processor has it on for all that runs on it, programs can use it all the same.
+    Fsgsbase,
 }
 
 impl Feature {
-    const ALL: [Self; 3] = [Self::DirtyRing, Self::SyncRegisters, Self::PagemapScan];
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::DirtyRing, Self::SyncRegisters, Self::PagemapScan, Self::TimeStampCounter, Self::Fsgsbase];
 
     /// As it is written in the variable.
     #[must_use]
@@ -28,6 +33,8 @@ impl Feature {
             Self::DirtyRing => "dirty-ring",
             Self::SyncRegisters => "sync-registers",
             Self::PagemapScan => "pagemap-scan",
+            Self::TimeStampCounter => "time-stamp-counter",
+            Self::Fsgsbase => "fsgsbase",
         }
     }
 
@@ -36,6 +43,12 @@ impl Feature {
     pub fn is_withheld(self) -> bool {
         withheld().as_ref().is_ok_and(|features| features.contains(&self))
     }
+}
+
+/// The names of all features, for people.
+#[must_use]
+pub fn known() -> String {
+    Feature::ALL.map(Feature::name).join(", ")
 }
 
 /// What the variable names; the first unknown name where there is one.

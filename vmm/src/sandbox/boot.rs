@@ -106,7 +106,7 @@ impl Sandbox {
         loop {
             match self.run(kicker, deadline, None) {
                 Pause::Ended(end) => return end,
-                Pause::StreamClosed | Pause::Output | Pause::Answered | Pause::Yielded => {}
+                Pause::StreamClosed | Pause::Tick | Pause::Answered | Pause::Yielded => {}
                 Pause::Idle => {
                     if let Some(wait) = self.kernel.waits_for_clients() {
                         return RunEnd::Ready {

@@ -16,7 +16,7 @@ mod reset;
 mod run;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verify;
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use std::sync::atomic::AtomicUsize;
 pub use boot::LoadSandboxError;
 pub use end::RunEnd;
 pub use remote::{CallBuffer, Remote, RemoteLink, Suspended};
-pub use run::Pause;
+pub use run::{Pause, WatchedStream};
 pub use snapshot::{ForkOptions, Snapshot, SnapshotError};
 pub use verify::{Mismatch, Skip};
 

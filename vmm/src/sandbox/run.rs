@@ -26,14 +26,23 @@ pub enum Pause {
     Idle,
     /// The program has closed the stream that was watched.
     StreamClosed,
-    /// The program goes on running, and the stream that was watched holds output.
-    Output,
+    /// The program goes on running, and a tick has come at which something is to be done for the stream that was watched.
+    Tick,
     /// The storage program has answered the call it was given.
     Answered,
     /// Another thread wants this VM.
     Yielded,
     /// The run is over.
     Ended(RunEnd),
+}
+
+/// The client's stream that a run is for.
+#[derive(Debug, Clone, Copy)]
+pub struct WatchedStream {
+    /// The stream.
+    pub stream: StreamHandle,
+    /// Pause at every tick, and not only at those at which the stream holds output: the client's socket has to be looked at.
+    pub at_ticks: bool,
 }
 
 /// The extended state of the thread on the vCPU, as signal frames want it.
@@ -56,8 +65,8 @@ impl ExtendedState for OnVcpu<'_> {
 
 impl Sandbox {
     /// Run the program until all its threads sleep, it closes the watched stream, it ends, or `deadline` (a moment of the host's
-    /// CLOCK_MONOTONIC) has passed.
-    pub fn run(&mut self, kicker: &Kicker, deadline: u64, watched: Option<StreamHandle>) -> Pause {
+    /// CLOCK_MONOTONIC) has passed; or, while it goes on, until a tick as `watched` wants it.
+    pub fn run(&mut self, kicker: &Kicker, deadline: u64, watched: Option<WatchedStream>) -> Pause {
         if let Err(errno) = self.clear_window(0) {
             return Pause::Ended(self.broken("clear the window", errno));
         }
@@ -66,7 +75,7 @@ impl Sandbox {
             if let Some(status) = self.kernel.process.exit_status {
                 return Pause::Ended(RunEnd::Exited { status: status & 0xff });
             }
-            if watched.is_some_and(|stream| self.kernel.stream_is_closed(stream)) {
+            if watched.is_some_and(|watched| self.kernel.stream_is_closed(watched.stream)) {
                 return Pause::StreamClosed;
             }
             if self.kernel.has_answered() {
@@ -155,12 +164,12 @@ impl Sandbox {
     }
 
     /// Run the thread on the vCPU until an exit, and answer it; the pause of the run if that is one.
-    fn enter(&mut self, kicker: &Kicker, deadline: u64, tid: Tid, watched: Option<StreamHandle>) -> Option<Pause> {
+    fn enter(&mut self, kicker: &Kicker, deadline: u64, tid: Tid, watched: Option<WatchedStream>) -> Option<Pause> {
         let cpu = &self.kernel.threads.get_mut(tid).cpu;
         let state = self.vm.state_mut();
         (state.registers, state.fs_base, state.gs_base) = (cpu.registers, cpu.fs_base, cpu.gs_base);
         self.arm(kicker, deadline, tid, watched.is_some());
-        if let Err(errno) = self.tell_fast_path(tid, watched) {
+        if let Err(errno) = self.tell_fast_path(tid, watched.map(|watched| watched.stream)) {
             return Some(Pause::Ended(self.broken("tell the fast path", errno)));
         }
         let before = host_monotonic();
@@ -210,8 +219,8 @@ impl Sandbox {
         if let Some(end) = self.over_memory() {
             return Some(Pause::Ended(end));
         }
-        let output = exit == Exit::Kicked && watched.is_some_and(|stream| self.kernel.stream_status(stream).output_len > 0);
-        output.then_some(Pause::Output)
+        let is_due = |watched: WatchedStream| watched.at_ticks || self.kernel.stream_status(watched.stream).output_len > 0;
+        (exit == Exit::Kicked && watched.is_some_and(is_due)).then_some(Pause::Tick)
     }
 
     fn over_memory(&self) -> Option<RunEnd> {

@@ -169,8 +169,10 @@ impl Sandbox {
         }
     }
 
-    /// Tell the vDSO how to make the guest's clocks of the processor's counter.
+    /// Tell the vDSO how to make the guest's clocks of the processor's counter; a page that was never written says "use the system call".
     pub(super) fn update_clock_page(&self) {
-        crate::loader::vdso::write(&self.space, &self.kernel.clock);
+        if self.vm.has_host_counter() {
+            crate::loader::vdso::write(&self.space, &self.kernel.clock);
+        }
     }
 }

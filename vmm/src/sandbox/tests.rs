@@ -10,17 +10,17 @@ use crate::platform::kvm::Kicker;
 use crate::serve::run_in_memory;
 
 /// A directory for a test's program and files, removed at the end.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("kvmserver-sandbox-{name}-{}", process::id()));
         std::fs::create_dir_all(&path).expect("a scratch directory");
         Self(path.canonicalize().expect("its real path"))
     }
 
     /// One of the guests of the functional tests: compiled now, or the one that KVMSERVER_TEST_GUESTS has.
-    fn guest(&self, name: &str) -> PathBuf {
+    pub(crate) fn guest(&self, name: &str) -> PathBuf {
         if let Some(compiled) = std::env::var_os("KVMSERVER_TEST_GUESTS") {
             return PathBuf::from(compiled).join("dynamic").join(name);
         }
@@ -52,7 +52,7 @@ fn text(path: &Path) -> String {
     path.to_str().expect("text").into()
 }
 
-fn snapshot(program: &Path, arguments: &[&str]) -> Snapshot {
+pub(crate) fn snapshot(program: &Path, arguments: &[&str]) -> Snapshot {
     let config = SandboxConfig {
         program: text(program),
         name: text(program),

@@ -78,6 +78,11 @@ impl Control {
         self.send(&json!({"event": "drained", "worker": self.worker, "stats": stats}));
     }
 
+    /// The process is about to end.
+    pub(super) fn failed(&self, message: &str) {
+        self.send(&json!({"event": "failed", "worker": self.worker, "message": message}));
+    }
+
     /// A line that a guest can cause.
     pub(super) fn limited(&self, event: &str, level: &str, message: &str) {
         let dropped = {

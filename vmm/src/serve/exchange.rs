@@ -13,9 +13,10 @@ use crate::limits::PAGE;
 use crate::linux::clock::host_monotonic;
 use crate::linux::file::FileId;
 use crate::linux::file::stream_host::{PeerAddress, StreamHandle};
+use crate::panics::contain;
 use crate::platform::kvm::Kicker;
-use crate::sandbox::{Pause, RunEnd, Sandbox};
-use crate::stats::RunCounters;
+use crate::sandbox::{Pause, RunEnd, Sandbox, WatchedStream};
+use crate::stats::{RunCounters, page_faults_of_thread};
 
 /// How long a program may go on after its response is complete, nanoseconds.
 const AFTER_RESPONSE_NS: u64 = 1_000_000;
@@ -36,7 +37,7 @@ pub fn run_in_memory(sandbox: &mut Sandbox, kicker: &Kicker, listener: FileId, d
     let (mut pushed, mut answer) = (0, Vec::new());
     let end = loop {
         pushed += sandbox.kernel_mut().stream_push(stream, &data[pushed..]);
-        let pause = sandbox.run(kicker, deadline, Some(stream));
+        let pause = sandbox.run(kicker, deadline, Some(WatchedStream { stream, at_ticks: false }));
         let piece = sandbox.kernel_mut().stream_take(stream, usize::MAX);
         let _ = response.take(&piece, &mut passed);
         passed.clear();
@@ -45,7 +46,7 @@ pub fn run_in_memory(sandbox: &mut Sandbox, kicker: &Kicker, listener: FileId, d
         match pause {
             Pause::StreamClosed => break RunEnd::Responded,
             Pause::Ended(end) => break end,
-            Pause::Output | Pause::Answered | Pause::Yielded => {}
+            Pause::Tick | Pause::Answered | Pause::Yielded => {}
             Pause::Idle if response.is_complete() => break RunEnd::Responded,
             Pause::Idle if moved || pushed < data.len() && sandbox.kernel().stream_status(stream).input_len == 0 => {}
             Pause::Idle => {
@@ -77,6 +78,8 @@ pub(super) enum Outcome {
     BadResponse(&'static str),
     /// The rest of the request is none: 400 or 413.
     BadRequest(u16),
+    /// The program waited for the rest of the request, and the client sent nothing in time.
+    LateBody,
 }
 
 impl Outcome {
@@ -87,6 +90,7 @@ impl Outcome {
             Self::Run(end) => end.name(),
             Self::BadResponse(_) => "bad_response",
             Self::BadRequest(_) => "bad_request",
+            Self::LateBody => "late_body",
         }
     }
 
@@ -95,6 +99,7 @@ impl Outcome {
         match self {
             Self::Run(end) => end.http_status(),
             Self::BadRequest(status) => *status,
+            Self::LateBody => 408,
             Self::Whole | Self::BadResponse(_) => 502,
         }
     }
@@ -102,7 +107,7 @@ impl Outcome {
     /// One sentence for the log, where the program is to blame.
     pub(super) fn complaint(&self) -> Option<String> {
         match self {
-            Self::Whole | Self::BadRequest(_) | Self::Run(RunEnd::Responded | RunEnd::ClientGone) => None,
+            Self::Whole | Self::BadRequest(_) | Self::LateBody | Self::Run(RunEnd::Responded | RunEnd::ClientGone) => None,
             Self::Run(end) => Some(end.sentence()),
             Self::BadResponse(what) => Some(format!("the program's response cannot be passed on: {what}")),
         }
@@ -110,7 +115,10 @@ impl Outcome {
 
     /// Whether a VM that is not reset cannot go on after it.
     pub(super) const fn ruins_the_vm(&self) -> bool {
-        !matches!(self, Self::Whole | Self::BadRequest(_) | Self::BadResponse(_) | Self::Run(RunEnd::ClientGone | RunEnd::NoAnswer))
+        !matches!(
+            self,
+            Self::Whole | Self::BadRequest(_) | Self::LateBody | Self::BadResponse(_) | Self::Run(RunEnd::ClientGone | RunEnd::NoAnswer)
+        )
     }
 }
 
@@ -133,6 +141,8 @@ pub(super) struct Timing {
     pub(super) queue_ns: u64,
     /// When the run began, a host moment.
     pub(super) started: u64,
+    /// Page faults of this thread before the run.
+    pub(super) page_faults: u64,
     /// What the VM's run before it has cost, with the reset behind that run.
     pub(super) previous: RunCounters,
     /// Which VM, of all workers.
@@ -145,16 +155,17 @@ impl Timing {
     /// The fields for a response that begins when the run has cost `so_far`.
     fn fields(&self, so_far: &RunCounters) -> Vec<u8> {
         let ms = |ns: u64| format!("{}.{:03}", ns / 1_000_000, ns / 1000 % 1000);
-        let Self { queue_ns, started, previous, vm, run } = self;
+        let Self { queue_ns, started, page_faults, previous, vm, run } = self;
         let lasted = ms(host_monotonic().saturating_sub(*started));
         let (queue, reset) = (ms(*queue_ns), ms(previous.reset_ns));
         let RunCounters { exits, system_calls, calls_in_guest, faults, .. } = so_far;
+        let page_faults = page_faults_of_thread().saturating_sub(*page_faults);
         let (dirty, copied) = (previous.dirty_pages, previous.copied_pages * PAGE);
         format!(
             "Server-Timing: queue;dur={queue}, run;dur={lasted}, reset-prev;dur={reset}\r\n\
              kvmserver-vm: {vm}/{run}\r\n\
              kvmserver-counters: exits={exits}, system-calls={system_calls}, calls-in-guest={calls_in_guest}, faults={faults}, \
-             dirty-pages-prev={dirty}, copied-bytes-prev={copied}\r\n"
+             page-faults={page_faults}, dirty-pages-prev={dirty}, copied-bytes-prev={copied}\r\n"
         )
         .into_bytes()
     }
@@ -172,6 +183,8 @@ pub(super) struct Exchange<'a> {
     pub(super) timing: Option<Timing>,
     /// The worker takes no more requests.
     pub(super) draining: &'a AtomicBool,
+    /// Whether anything of the program's answer has been taken: then it may have reached the client.
+    pub(super) has_taken: bool,
 }
 
 /// What is known during an exchange.
@@ -180,15 +193,33 @@ struct State {
     response: Response,
     /// The client has gone; the program has been told.
     is_gone: bool,
-    /// When the client last took something, a host moment.
+    /// When the client last took something, or there began to be something for it, a host moment.
     taken_at: u64,
+    /// Since when the program has had all that came of the request and nothing came, a host moment.
+    awaited_since: Option<u64>,
     /// The program has ended its side of a switched connection, and the client has been told.
     has_shut: bool,
 }
 
 impl Exchange<'_> {
+    /// Run the request as [`Self::serve`]. Where that panics, the VM is as one that KVM has lost; answers also whether it did.
+    pub(super) fn serve_contained(&mut self) -> (Served, bool) {
+        match contain(|| self.serve()) {
+            Ok(served) => (served, false),
+            Err(detail) => {
+                if !self.has_taken {
+                    self.connection.output.clear();
+                }
+                let outcome = Outcome::Run(RunEnd::Broken { detail });
+                (Served { outcome, has_begun: self.has_taken, keeps: false, ends_by_closing: self.has_taken }, true)
+            }
+        }
+    }
+
     /// Run the request. What the client cannot take at once stays in the connection's output.
-    pub(super) fn serve(&mut self) -> Served {
+    fn serve(&mut self) -> Served {
+        #[cfg(test)]
+        crate::panics::injected::pass("request");
         let stream = match self.sandbox.kernel_mut().connect_stream(self.connection.listener, &self.connection.peer) {
             Ok(stream) => stream,
             Err(errno) => {
@@ -200,7 +231,7 @@ impl Exchange<'_> {
             let (version, is_head, upgrade) = (request.version, request.is_head, request.upgrade);
             Response::new(Client { version, is_head, upgrade, timing: self.timing.is_some() })
         });
-        let mut state = State { stream, response, is_gone: false, taken_at: host_monotonic(), has_shut: false };
+        let mut state = State { stream, response, is_gone: false, taken_at: 0, awaited_since: None, has_shut: false };
         let outcome = self.pass(&mut state);
         let outcome = self.complete(outcome, &mut state);
         if !self.ephemeral {
@@ -217,7 +248,8 @@ impl Exchange<'_> {
                 Ok(fed) => fed,
                 Err(status) => return Outcome::BadRequest(status),
             };
-            let pause = self.sandbox.run(self.kicker, self.deadline, Some(state.stream));
+            let at_ticks = !self.connection.output.is_empty() || self.wants_input(state) || self.has_input(state);
+            let pause = self.sandbox.run(self.kicker, self.deadline, Some(WatchedStream { stream: state.stream, at_ticks }));
             if matches!(pause, Pause::StreamClosed) {
                 return Outcome::Whole;
             }
@@ -230,11 +262,18 @@ impl Exchange<'_> {
                 // The program was given its time after the response.
                 Pause::Ended(RunEnd::TimedOut { .. }) if is_complete => return Outcome::Whole,
                 Pause::Ended(end) => return Outcome::Run(end),
-                Pause::Output if is_complete => self.deadline = self.deadline.min(host_monotonic().saturating_add(AFTER_RESPONSE_NS)),
+                Pause::Tick if is_complete => self.deadline = self.deadline.min(host_monotonic().saturating_add(AFTER_RESPONSE_NS)),
                 Pause::Idle if is_complete => return Outcome::Whole,
+                _ if self.is_unread(state) => return Outcome::Run(RunEnd::ClientGone),
                 Pause::Idle if !fed && !drained => {
                     if let Some(outcome) = self.wait(state) {
                         return outcome;
+                    }
+                }
+                Pause::Tick if self.wants_input(state) => {
+                    self.await_input(state);
+                    if !self.receive(state) && self.is_late(state) {
+                        return Outcome::LateBody;
                     }
                 }
                 _ => {}
@@ -326,39 +365,70 @@ impl Exchange<'_> {
         if count == 0 {
             return Ok(false);
         }
+        if self.connection.output.is_empty() {
+            state.taken_at = host_monotonic();
+        }
         if !state.response.has_begun() {
             state.response.keeps = self.may_keep();
             state.response.extra = self.timing.as_ref().map(|timing| timing.fields(&self.sandbox.counters)).unwrap_or_default();
         }
         let output = self.connection.output.tail();
         let taken = state.response.take(front, output).and_then(|()| state.response.take(back, output));
+        self.has_taken = true;
         self.sandbox.kernel_mut().stream_consume(state.stream, count);
         taken.map(|()| true)
     }
 
-    /// Move response bytes to the client, as many as may wait for it; whether any moved.
+    /// Take what the program has written, as far as there is room for it, and send what the client takes; whether anything moved.
     fn drain(&mut self, state: &mut State) -> Result<bool, BadResponse> {
-        if state.is_gone {
-            return Ok(false);
+        let mut moved = false;
+        while !state.is_gone {
+            let room = self.clients.response_buffer.saturating_sub(self.connection.output.len());
+            let taken = room > 0 && self.take(state, room)?;
+            let sent = self.send(state);
+            moved |= taken || sent;
+            // Once the client takes no more, or there is nothing more for it.
+            if !self.connection.output.is_empty() || !taken && !sent {
+                break;
+            }
         }
-        let room = self.clients.response_buffer.saturating_sub(self.connection.output.len());
-        let taken = room > 0 && self.take(state, room)?;
-        if taken {
-            self.send(state);
-        }
-        Ok(taken)
+        Ok(moved)
     }
 
-    fn send(&mut self, state: &mut State) {
+    /// Whether the client took any of what there is for it.
+    fn send(&mut self, state: &mut State) -> bool {
         let before = self.connection.output.len();
+        if before == 0 {
+            return false;
+        }
         if self.connection.send() == Progress::Closed {
             // The program sees what it would have seen natively, and decides what that means.
             self.sandbox.kernel_mut().stream_release(state.stream);
             self.connection.output.clear();
             (self.connection.ended, state.is_gone) = (true, true);
-        } else if self.connection.output.len() < before {
+        }
+        let sent = self.connection.output.len() < before;
+        if sent {
             state.taken_at = host_monotonic();
         }
+        sent
+    }
+
+    /// Whether the client has taken nothing for as long as it may. Who asks has just tried to send: a socket is called writable when
+    /// a third of its buffer is free, which at a slow client's pace takes long, but it takes bytes as soon as there is any room.
+    fn is_unread(&self, state: &State) -> bool {
+        !self.connection.output.is_empty() && host_monotonic() >= state.taken_at.saturating_add(self.clients.write_timeout_ns)
+    }
+
+    /// Read what has come of the request; whether anything has, or its end.
+    fn receive(&mut self, state: &mut State) -> bool {
+        let before = self.connection.input.len();
+        self.connection.receive(self.clients.request_buffer);
+        let has_come = self.connection.input.len() != before || self.connection.ended;
+        if has_come {
+            state.awaited_since = None;
+        }
+        has_come
     }
 
     /// Nothing can move: wait for the client, for what the program waits for, or for the deadline.
@@ -377,19 +447,21 @@ impl Exchange<'_> {
             }
         }
         let has_output = !self.connection.output.is_empty();
+        self.await_input(state);
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, self.wants_input(state));
         flags.set(PollFlags::OUT, has_output);
-        let too_slow = state.taken_at.saturating_add(self.clients.write_timeout_ns);
-        let until = if has_output { self.deadline.min(too_slow) } else { self.deadline };
+        let unread = has_output.then(|| state.taken_at.saturating_add(self.clients.write_timeout_ns));
+        let late = state.awaited_since.map(|since| since.saturating_add(self.clients.body_timeout_ns));
+        let until = [unread, late].into_iter().flatten().fold(self.deadline, u64::min);
         let client = [PollFd::from_borrowed_fd(std::os::fd::AsFd::as_fd(&self.connection.socket), flags)];
         let ready = match self.sandbox.sleep(until, &client) {
             Ok(ready) => ready.first().copied().unwrap_or(PollFlags::empty()),
-            Err(RunEnd::TimedOut { .. }) if until < self.deadline => return self.is_too_slow(state),
+            Err(end @ RunEnd::TimedOut { .. }) => return self.time_is_over(state, end),
             Err(end) => return Some(Outcome::Run(end)),
         };
         if ready.contains(PollFlags::IN) {
-            self.connection.receive(self.clients.request_buffer);
+            self.receive(state);
         }
         if ready.contains(PollFlags::OUT) {
             self.send(state);
@@ -403,12 +475,15 @@ impl Exchange<'_> {
         None
     }
 
-    /// The client has taken nothing for as long as it may. A socket is called writable when a third of its buffer is free, which
-    /// at a slow client's pace takes long; but it takes bytes as soon as there is any room.
-    fn is_too_slow(&mut self, state: &mut State) -> Option<Outcome> {
-        let before = self.connection.output.len();
-        self.send(state);
-        (self.connection.output.len() == before).then_some(Outcome::Run(RunEnd::ClientGone))
+    /// The run's time is over, or the client's to send or to take something.
+    fn time_is_over(&mut self, state: &mut State, end: RunEnd) -> Option<Outcome> {
+        let is_last = host_monotonic() >= self.deadline;
+        // What came in time and was not looked at counts.
+        if state.awaited_since.is_some() && (is_last || !self.receive(state) && self.is_late(state)) {
+            return Some(Outcome::LateBody);
+        }
+        // Whether the client has taken too little is seen behind the next attempt to send.
+        is_last.then_some(Outcome::Run(end))
     }
 
     /// The client has gone; what the program still waits for may come, but not for ever.
@@ -426,5 +501,25 @@ impl Exchange<'_> {
         let is_wanted =
             state.response.has_switched() || connection.upload.as_ref().is_some_and(|upload| upload.wants_more(&connection.input));
         is_wanted && !connection.ended && connection.input.len() < self.clients.request_buffer
+    }
+
+    /// Whether bytes of the request are here that the program has not been given, because there was no room for them.
+    fn has_input(&self, state: &State) -> bool {
+        let Connection { head, input, upload, .. } = &*self.connection;
+        let is_given = upload.as_ref().is_none_or(|upload| upload.is_given(input));
+        !head.is_empty() || !is_given || state.response.has_switched() && !input.is_empty()
+    }
+
+    /// Note since when the program has had all that came of the request and wants more of it. A protocol that was switched to has its
+    /// own times.
+    fn await_input(&self, state: &mut State) {
+        let has_read = || self.sandbox.kernel().stream_status(state.stream).input_len == 0;
+        let is_awaited = self.wants_input(state) && !state.response.has_switched() && !self.has_input(state) && has_read();
+        state.awaited_since = is_awaited.then(|| state.awaited_since.unwrap_or_else(host_monotonic));
+    }
+
+    /// Whether nothing has come for as long as that may last.
+    fn is_late(&self, state: &State) -> bool {
+        state.awaited_since.is_some_and(|since| host_monotonic() >= since.saturating_add(self.clients.body_timeout_ns))
     }
 }

@@ -16,6 +16,8 @@ mod proxy_protocol;
 mod shared;
 mod storage;
 mod table;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod upload;
 mod worker;

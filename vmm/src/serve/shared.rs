@@ -24,7 +24,7 @@ use crate::linux::file::stream_host::PeerAddress;
 use crate::sandbox::Snapshot;
 use crate::stats::ServeStats;
 
-/// Connections of a worker; beyond that no more are accepted until some have gone, idle ones first.
+/// Connections of a worker; beyond that no more are accepted until some have gone ([`Shared::make_room`]).
 pub(super) const CONNECTIONS_MAX: u32 = 8192;
 /// Tokens of the epoll set: listeners from 0, the wake-up, connections from here.
 pub(super) const WAKE: u64 = 1 << 32;
@@ -154,6 +154,8 @@ impl Shared<'_> {
 
     /// Take what an event is about: a connection whose request is ready for a VM, or nothing more to be done.
     pub(super) fn handle(&self, token: u64, desk: &Desk) -> Option<Box<Connection>> {
+        #[cfg(test)]
+        crate::panics::injected::pass("event");
         if token < WAKE {
             return self.accept(usize::try_from(token).unwrap_or(usize::MAX), desk);
         }
@@ -205,6 +207,8 @@ impl Shared<'_> {
     }
 
     fn advance(&self, mut connection: Box<Connection>, desk: &Desk) -> Option<Box<Connection>> {
+        #[cfg(test)]
+        crate::panics::injected::pass("head");
         let now = host_monotonic();
         match connection.advance(&self.config.clients, now) {
             Step::Ready => {
@@ -377,11 +381,14 @@ impl Shared<'_> {
         }
     }
 
-    /// Close idle connections, those first that would be closed first, to make room for new ones.
+    /// Close connections to make room for new ones: those between two requests, and where there is none of them, those whose first or
+    /// next head is not complete; those first that would be closed first.
     pub(super) fn make_room(&self, wanted: usize) {
-        let is_idle = |connection: &Connection| connection.phase == Phase::Idle;
-        for connection in self.closest_to_their_end(is_idle).take(wanted) {
-            drop(connection);
+        for phase in [Phase::Idle, Phase::Head] {
+            let is_meant = |connection: &Connection| connection.phase == phase;
+            if self.closest_to_their_end(is_meant).take(wanted).map(drop).count() > 0 {
+                return;
+            }
         }
     }
 

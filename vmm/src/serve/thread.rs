@@ -16,9 +16,10 @@ use super::shared::{Desk, Shared, WAKE};
 use super::worker::ServeError;
 use crate::limits::VMAS_MAX;
 use crate::linux::clock::host_monotonic;
+use crate::panics::contain;
 use crate::platform::kvm::Kicker;
 use crate::sandbox::{ForkOptions, RunEnd, Sandbox};
-use crate::stats::RunCounters;
+use crate::stats::{RunCounters, page_faults_of_thread};
 
 /// Mappings of a worker process that are not its VMs' memory.
 const OTHER_MAPPINGS: usize = 8192;
@@ -38,8 +39,9 @@ pub(super) struct Thread<'a> {
     desk: &'a Desk,
     /// Which of the worker's VMs it has.
     number: usize,
-    sandbox: Sandbox,
+    // Before the VM, which its timer could still kick.
     kicker: Kicker,
+    sandbox: Sandbox,
     /// Runs so far.
     runs: u64,
     /// What the last run has cost, with its reset.
@@ -75,27 +77,51 @@ impl<'a> Thread<'a> {
             shared.control.ready();
         }
         loop {
-            if let Some(connection) = thread.next_in_line() {
-                thread.serve(connection)?;
-                continue;
-            }
-            match thread.next_event()? {
-                None => thread.background(),
-                Some(WAKE) => {}
-                Some(token) => {
-                    if let Some(connection) = shared.handle(token, thread.desk) {
-                        thread.serve(connection)?;
-                    }
-                    continue;
-                }
-            }
-            if shared.is_draining() {
-                if shared.table.open() == 0 {
-                    return Ok(());
-                }
-                std::thread::sleep(DRAIN_PAUSE);
+            match contain(|| thread.turn()) {
+                Ok(Ok(true)) => {}
+                Ok(result) => return result.map(drop),
+                Err(panic) => thread.start_over(&panic)?,
             }
         }
+    }
+
+    /// Wait for something to do, and do it; whether there may be more to come.
+    fn turn(&mut self) -> Result<bool, ServeError> {
+        if let Some(connection) = self.next_in_line() {
+            self.serve(connection)?;
+            return Ok(true);
+        }
+        match self.next_event()? {
+            None => self.background(),
+            Some(WAKE) => {}
+            Some(token) => {
+                if let Some(connection) = self.shared.handle(token, self.desk) {
+                    self.serve(connection)?;
+                }
+                return Ok(true);
+            }
+        }
+        if self.shared.is_draining() {
+            if self.shared.table.open() == 0 {
+                return Ok(false);
+            }
+            std::thread::sleep(DRAIN_PAUSE);
+        }
+        Ok(true)
+    }
+
+    /// Go on after a panic outside of a request's run. What it has left of the VM is unknown, and so is which connection it was about:
+    /// that is closed.
+    fn start_over(&mut self, panic: &str) -> Result<(), ServeError> {
+        self.shared.control.limited("log", "error", &format!("{panic}; its VM is thrown away"));
+        lock(&self.desk.stats).internal_errors += 1;
+        self.sandbox.counters = RunCounters::default();
+        self.desk.serves.store(false, Ordering::Relaxed);
+        // Each is taken out of the set by its event, and put back when that is dealt with.
+        for index in 0..self.shared.listeners.len() {
+            self.shared.watch_listener(index).map_err(|errno| ServeError::System("watch a socket", errno))?;
+        }
+        self.renew()
     }
 
     /// A request that has waited for a VM.
@@ -179,7 +205,7 @@ impl<'a> Thread<'a> {
     /// Serve one request, and make the VM ready for the next.
     fn serve(&mut self, mut connection: Box<Connection>) -> Result<(), ServeError> {
         let config = self.shared.config;
-        let started = host_monotonic();
+        let (started, page_faults) = (host_monotonic(), page_faults_of_thread());
         let queue_ns = started.saturating_sub(connection.ready_at);
         if queue_ns > config.clients.queue_time_ns {
             self.shared.turn_away(connection, self.desk);
@@ -194,18 +220,21 @@ impl<'a> Thread<'a> {
         if ephemeral {
             self.sandbox.resume_clock();
         }
-        let served = Exchange {
+        let (served, has_panicked) = Exchange {
             sandbox: &mut self.sandbox,
             kicker: &self.kicker,
             connection: &mut connection,
             clients: &config.clients,
             deadline: started.saturating_add(config.max_request_time_ns),
             ephemeral,
-            timing: config.clients.server_timing.then_some(Timing { queue_ns, started, previous, vm, run }),
+            timing: config.clients.server_timing.then_some(Timing { queue_ns, started, page_faults, previous, vm, run }),
             draining: &self.shared.draining,
+            has_taken: false,
         }
-        .serve();
+        .serve_contained();
+        lock(&self.desk.stats).internal_errors += u64::from(has_panicked);
         self.sandbox.counters.run_ns = host_monotonic().saturating_sub(started);
+        self.sandbox.counters.page_faults = page_faults_of_thread().saturating_sub(page_faults);
         if let Some(complaint) = served.outcome.complaint() {
             self.report(&complaint);
         }
@@ -245,6 +274,7 @@ impl<'a> Thread<'a> {
             let body = match status {
                 504 => "the program did not answer in time\n",
                 502 => "the program failed to answer this request\n",
+                408 => "the request did not arrive in time\n",
                 _ => "the request's body is not valid or too long\n",
             };
             let (is_head, version) = request.map_or((false, 1), |request| (request.is_head, request.version));
@@ -270,6 +300,8 @@ impl<'a> Thread<'a> {
 
     /// Reset the VM, and verify it if asked; a VM that cannot be reset is thrown away. Whether it was kept.
     fn reset(&mut self) -> Result<bool, ServeError> {
+        #[cfg(test)]
+        crate::panics::injected::pass("reset");
         let reset = self.sandbox.reset(self.shared.config.limit_request_memory).map_err(|errno| format!("cannot reset a VM: {errno}"));
         let verified = reset.and_then(|()| {
             if self.shared.config.verify_reset { self.sandbox.verify().map_err(|mismatch| mismatch.to_string()) } else { Ok(()) }
@@ -297,6 +329,8 @@ impl<'a> Thread<'a> {
     /// Throw the VM away and fork another. Where the host has no room for one (EMFILE, ENOMEM), try again until it has: the client
     /// was answered before, and other threads take those that come meanwhile.
     fn renew(&mut self) -> Result<(), ServeError> {
+        #[cfg(test)]
+        crate::panics::injected::pass("renew");
         let mut pause = RENEW_PAUSE;
         loop {
             match Self::fork(self.shared, self.number) {

@@ -19,6 +19,7 @@ use super::table::Table;
 use super::thread::Thread;
 use crate::config::ServeConfig;
 use crate::linux::clock::host_monotonic;
+use crate::panics::contain;
 use crate::sandbox::{Snapshot, SnapshotError, Suspended};
 use crate::stats::ServeStats;
 
@@ -36,7 +37,7 @@ const TAKE_IN_NS: (u64, u64) = (20_000_000, 500_000_000);
 const EVENTS: usize = 64;
 /// Most connections taken in one turn of the watch.
 const TURNS: usize = 64;
-/// Idle connections that are closed at once to make room.
+/// Connections that are closed at once to make room.
 const ROOM: usize = 64;
 
 /// Why a worker could not serve.
@@ -113,9 +114,12 @@ pub fn serve(
         for index in 0..config.threads {
             let shared = &shared;
             let spawned = std::thread::Builder::new().name(format!("vm-{index}")).spawn_scoped(scope, move || {
-                if let Err(error) = Thread::run(shared, index) {
-                    shared.control.limited("log", "error", &error.to_string());
-                    *lock(&shared.failure) = Some(error);
+                match contain(|| Thread::run(shared, index)) {
+                    Ok(Ok(())) => {}
+                    // The others would serve on without this VM, for ever.
+                    Ok(Err(error)) => fail(&shared.control, &error.to_string()),
+                    // Not even a new VM could be made for it.
+                    Err(panic) => fail(&shared.control, &panic),
                 }
                 if shared.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
                     shared.wake_all();
@@ -126,7 +130,10 @@ pub fn serve(
                 shared.alive.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        Watch::new(&shared).run();
+        if let Err(panic) = contain(|| Watch::new(&shared).run()) {
+            // The threads would serve on, but nobody could stop them.
+            fail(&shared.control, &panic);
+        }
     });
     let failure = lock(&shared.failure).take();
     let stats = shared.stats();
@@ -156,9 +163,15 @@ impl Shared<'_> {
     }
 }
 
-#[expect(clippy::exit, reason = "the supervisor is gone, or the drain time is over: nothing is left to be tidy for")]
+#[expect(clippy::exit, reason = "the supervisor is gone, the drain time is over, or a thread has failed: nothing is left to be tidy for")]
 fn end_process(status: i32) {
     std::process::exit(status);
+}
+
+/// End the process after a failure that it cannot go on with; its parent starts it again.
+fn fail(control: &Control, message: &str) {
+    control.failed(message);
+    end_process(1);
 }
 
 /// The thread without a VM: follows the supervisor's commands, ends what lasts too long, and does the threads' work with connections

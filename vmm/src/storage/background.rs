@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::machine::{Driven, Machine, drive, watched};
 use super::{Shared, lock};
 use crate::linux::clock::host_monotonic;
+use crate::panics::contain;
 use crate::platform::kvm::{Kick, Kicker};
 
 /// The pause before the second start in a row, and the longest: a program that can start is up again within a second, most of which
@@ -41,7 +42,11 @@ pub(super) fn run(shared: &Shared, restart: bool) {
     *lock(&shared.background) = Some(Kick::this_thread());
     let mut starts = Starts::default();
     while !shared.stop.load(Ordering::Acquire) {
-        match turn(shared, &kicker) {
+        let next = contain(|| turn(shared, &kicker)).unwrap_or_else(|panic| {
+            lock(&shared.notices).error(format!("{panic}; the storage program is started again"));
+            Next::Again
+        });
+        match next {
             Next::Again => {}
             // Not straight back into the line: with callers one after the other, each would have to wait for us.
             Next::Yield => std::thread::sleep(YIELD_PAUSE),
@@ -55,7 +60,7 @@ pub(super) fn run(shared: &Shared, restart: bool) {
 /// Run the program for a turn.
 fn turn(shared: &Shared, kicker: &Kicker) -> Next {
     let Some(turn) = shared.turns.take(u64::MAX, || false) else { return Next::Again };
-    let mut machine = lock(&shared.machine);
+    let mut machine = shared.machine();
     let Machine { sandbox: Some(sandbox), detached, .. } = &mut *machine else { return Next::Start };
     let limit = detached.map(|detached| detached.limit);
     sandbox.yield_when(Some(std::sync::Arc::clone(&shared.waiting)));

@@ -71,7 +71,7 @@ pub(super) fn drive(sandbox: &mut Sandbox, kicker: &Kicker, until: u64, wait: bo
                     Ok(_) => continue,
                     Err(end) => end,
                 },
-                Pause::StreamClosed | Pause::Output => continue,
+                Pause::StreamClosed | Pause::Tick => continue,
             };
             return match end {
                 RunEnd::TimedOut { .. } => Driven::TimedOut(end),

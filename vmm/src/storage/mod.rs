@@ -324,6 +324,17 @@ impl Shared {
         turn.map(|turn| (turn, waited))
     }
 
+    /// The VM, for whose turn it is. A panic in the middle of its work has left it in nobody knows which state: then it is lost.
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        let mut machine = lock(&self.machine);
+        if self.machine.is_poisoned() {
+            self.machine.clear_poison();
+            self.background_runs.store(false, Ordering::SeqCst);
+            self.lose(&mut machine, &RunEnd::Broken { detail: "an internal error interrupted its work".into() });
+        }
+        machine
+    }
+
     /// The program is no more.
     fn lose(&self, machine: &mut Machine, end: &RunEnd) {
         machine.sandbox = None;
@@ -445,7 +456,7 @@ impl Remote for Shared {
             None => times.end_of_caller(),
             Some((turn, waited)) => {
                 let times = if waited { times.begun_now(limit) } else { times };
-                let mut machine = lock(&self.machine);
+                let mut machine = self.machine();
                 let value = self.perform(&mut machine, caller, buffer, kicker, times);
                 let Machine { sandbox, watched: known, .. } = &mut *machine;
                 if let Some(sandbox) = sandbox {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::replay::Lie;
-use crate::fast_path::{FastPath, LOG_ENTRIES, Logged, SEEN, State, Stream};
+use crate::fast_path::{FastPath, LOG_ENTRIES, Logged, OUTPUT_BYTES, SEEN, State, Stream};
 use crate::linux::Errno;
 use crate::linux::file::epoll::EpollSet;
 use crate::linux::file::socket_address::{Address, Family, Kind};
@@ -19,6 +19,9 @@ use crate::linux::testing::{Came, MEMORY, Machine, PID};
 const LISTENER: u64 = 0;
 const SET: u64 = 1;
 const STREAM: u64 = 2;
+/// Those of [`Scene::with_events`]: a semaphore, and an eventfd that is none.
+const SEMAPHORE: u64 = 3;
+const EVENT: u64 = 4;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 const NONBLOCK: u32 = nr::O_NONBLOCK;
 
@@ -57,6 +60,26 @@ impl Scene {
         Self { machine, fast, client }
     }
 
+    /// With two eventfds that start at these counts, above the descriptor that the stream will get.
+    fn with_events(semaphore: u32, event: u32) -> Self {
+        let mut scene = Self::new();
+        let machine = &mut scene.machine;
+        let flags = u64::from(NONBLOCK);
+        assert_eq!(machine.main(nr::__NR_eventfd2, &[event.into(), flags]), Ok(STREAM));
+        assert_eq!(machine.main(nr::__NR_eventfd2, &[semaphore.into(), flags | u64::from(nr::EFD_SEMAPHORE)]), Ok(SEMAPHORE));
+        assert_eq!(machine.main(nr::__NR_dup2, &[STREAM, EVENT]), Ok(EVENT));
+        machine.main(nr::__NR_close, &[STREAM]).expect("closed");
+        scene
+    }
+
+    /// What an eventfd has counted.
+    fn count(&self, fd: u64) -> u64 {
+        let kernel = &self.machine.kernel;
+        let file = kernel.process.fds.get(fd as i32).expect("open");
+        let File::Event(event) = &kernel.files.get(file).expect("open").file else { panic!("no eventfd") };
+        event.count
+    }
+
     fn tell(&self) -> Option<State> {
         let memory = self.machine.space.memory();
         let told = self.machine.kernel.tell_fast_path(memory, self.fast, PID, self.client).expect("memory");
@@ -65,12 +88,17 @@ impl Scene {
 
     /// Let the guest log these calls, and repeat them.
     fn replay(&mut self, calls: &[Logged], output: &[u8]) -> Result<(), Lie> {
+        self.replay_counted(calls, calls.len() as u64, output)
+    }
+
+    /// The same, where the log says that it holds `count` calls.
+    fn replay_counted(&mut self, calls: &[Logged], count: u64, output: &[u8]) -> Result<(), Lie> {
         let Self { machine, fast, client } = self;
         let memory = machine.space.memory();
         for (index, call) in calls.iter().enumerate() {
             memory.write(fast.log(index), call).expect("memory");
         }
-        memory.write(fast.state() + 8, &(calls.len() as u64)).expect("memory");
+        memory.write(fast.state() + 8, &count).expect("memory");
         memory.write_bytes(fast.output(), output).expect("memory");
         machine.kernel.replay_fast_path(memory, *fast, PID, *client).map(drop)
     }
@@ -263,25 +291,108 @@ fn plausible() -> impl Strategy<Value = Logged> {
         .prop_map(|(number, events, result, args, data)| Logged { number, events, result, args, data })
 }
 
+/// A call on the stream or on an eventfd that is often true.
+fn transfer() -> impl Strategy<Value = Logged> {
+    let value = prop_oneof![4 => 0_u64..4, 2 => (0_u64..4).prop_map(|less| u64::MAX - less), 1 => any::<u64>()];
+    let result = prop_oneof![8 => Just(8_i64), 3 => Just(AGAIN), 2 => 0_i64..20, 1 => 16_380_i64..16_390];
+    let number = proptest::sample::select(vec![nr::__NR_read, nr::__NR_write]);
+    (number, prop_oneof![1 => Just(STREAM), 2 => Just(SEMAPHORE), 2 => Just(EVENT)], result, value)
+        .prop_map(|(number, fd, result, data)| Logged { data, ..logged(number, &[fd, MEMORY, 500], result) })
+}
+
+/// What a log of transfers comes to where all of it is true, by the manual pages alone.
+struct Model {
+    /// Of the semaphore and of the other eventfd.
+    counts: [u64; 2],
+    input: usize,
+    output: usize,
+}
+
+impl Model {
+    /// One more call; `false` where it cannot have come to that.
+    fn makes(&mut self, call: &Logged) -> bool {
+        let writes = call.number == nr::__NR_write;
+        if call.args[0] == STREAM {
+            let count = usize::try_from(call.result);
+            return match (writes, count) {
+                (true, Ok(count)) => {
+                    self.output += count;
+                    (1..=OUTPUT_BYTES).contains(&self.output) && count > 0
+                }
+                (true, Err(_)) => false,
+                (false, Ok(count)) if count > 0 && count <= self.input => {
+                    self.input -= count;
+                    true
+                }
+                (false, _) => call.result == AGAIN && self.input == 0,
+            };
+        }
+        let is_semaphore = call.args[0] == SEMAPHORE;
+        let count = &mut self.counts[usize::from(!is_semaphore)];
+        if writes {
+            let sum = u128::from(*count) + u128::from(call.data);
+            *count = count.wrapping_add(call.data);
+            return call.result == 8 && sum < u128::from(u64::MAX);
+        }
+        if *count == 0 {
+            return call.result == AGAIN;
+        }
+        *count -= if is_semaphore { 1 } else { *count };
+        call.result == 8
+    }
+}
+
 proptest! {
     #![proptest_config(crate::fuzzing::cases(2000))]
 
     /// Whatever the log says, the kernel stays sound: its bounds hold, and the next calls are answered.
     #[test]
-    fn garbage_in_the_log_comes_to_nothing(calls in proptest::collection::vec(plausible(), 0..12), bytes in any::<[u8; 72]>(), at in 0_usize..12) {
-        let mut scene = Scene::new();
+    fn garbage_in_the_log_comes_to_nothing(
+        calls in proptest::collection::vec(prop_oneof![2 => plausible(), 1 => transfer()], 0..12),
+        bytes in any::<[u8; 72]>(),
+        at in 0_usize..12,
+        count in prop_oneof![6 => Just(None), 3 => (0..=LOG_ENTRIES as u64 + 3).prop_map(Some), 1 => any::<u64>().prop_map(Some)],
+        output in proptest::collection::vec(any::<u8>(), 0..100),
+        event in any::<u32>(),
+    ) {
+        let mut scene = Scene::with_events(2, event);
         let mut calls = calls;
         if let Some(call) = calls.get_mut(at) {
             *call = Logged::read_from_bytes(&bytes).expect("72 bytes");
         }
         calls.insert(0, accepted());
-        let _ = scene.replay(&calls, b"");
+        let count = count.unwrap_or(calls.len() as u64);
+        let came = scene.replay_counted(&calls, count, &output);
+        prop_assert!(came.is_err() || count <= LOG_ENTRIES as u64);
         let status = scene.machine.kernel.stream_status(scene.client);
-        prop_assert!(status.output_len <= crate::limits::STREAM_BYTES && status.input_len <= REQUEST.len());
-        prop_assert!(scene.machine.kernel.process.fds.iter().count() <= 3);
+        prop_assert!(status.output_len <= OUTPUT_BYTES && status.input_len <= REQUEST.len());
+        prop_assert!(scene.count(SEMAPHORE) < u64::MAX && scene.count(EVENT) < u64::MAX);
+        prop_assert!(scene.machine.kernel.process.fds.iter().count() <= 5);
         let _ = scene.tell();
         prop_assert_eq!(scene.machine.main(nr::__NR_getpid, &[]), Ok(u64::from(PID.unsigned_abs())));
-        prop_assert!(scene.machine.main(nr::__NR_close, &[STREAM]).is_ok());
+        prop_assert_eq!(scene.machine.main(nr::__NR_close, &[STREAM]).is_ok(), (1..=LOG_ENTRIES as u64).contains(&count));
+    }
+
+    /// Transfers are repeated where the calls could have come to that, and only there, and then nothing else is.
+    #[test]
+    fn transfers_are_repeated_exactly_where_they_are_true(
+        calls in proptest::collection::vec(transfer(), 0..6),
+        output in proptest::collection::vec(any::<u8>(), OUTPUT_BYTES),
+        semaphore in 0_u32..3,
+        event in prop_oneof![Just(0_u32), any::<u32>()],
+    ) {
+        let mut scene = Scene::with_events(semaphore, event);
+        let mut model = Model { counts: [semaphore.into(), event.into()], input: REQUEST.len(), output: 0 };
+        let is_true = calls.iter().all(|call| model.makes(call));
+        let all: Vec<Logged> = std::iter::once(accepted()).chain(calls).collect();
+        prop_assert_eq!(scene.replay(&all, &output), if is_true { Ok(()) } else { Err(Lie) });
+        if is_true {
+            prop_assert_eq!([scene.count(SEMAPHORE), scene.count(EVENT)], model.counts);
+            let status = scene.machine.kernel.stream_status(scene.client);
+            prop_assert_eq!((status.input_len, status.output_len), (model.input, model.output));
+            let sent = scene.machine.kernel.stream_take(scene.client, OUTPUT_BYTES);
+            prop_assert!(sent[..] == output[..model.output]);
+        }
     }
 
     /// Whatever is in the memory, an interruption in the code is a call that was made, or one that was answered.

@@ -29,6 +29,8 @@ const NO_EXECUTE: u64 = 1 << 63;
 
 /// The length of the `out` instruction in the entry.
 const OUT_BYTES: u64 = 2;
+/// `out %al, $port`: of one byte, so that the bitmap needs to open one port.
+const OUT: u8 = 0xe6;
 /// Ports that the I/O permission bitmap speaks of; all others are denied by its length.
 const BITMAP_PORTS: usize = 128;
 /// Vector of the general-protection exception.
@@ -121,7 +123,7 @@ impl Area {
         self.entry() + self.out
     }
 
-    /// Guest address of a `syscall` instruction in user mode, for the probe.
+    /// Guest address of the probe's instructions, in user mode: `rdtsc`, `syscall`.
     pub(super) const fn probe(&self) -> u64 {
         self.entry() + PROBE_OFFSET
     }
@@ -209,10 +211,7 @@ impl Area {
         // is recognised by its address and is the guest's SIGSEGV.
         let mut bitmap = vec![0xff_u8; BITMAP_PORTS / 8 + 1];
         if kind == EntryKind::UserMode {
-            for port in PORT_SYSTEM_CALL..PORT_SYSTEM_CALL + 4 {
-                // `out %eax` moves four bytes: the four ports must be open, though only the first is ever named by our code.
-                bitmap[usize::from(port / 8)] &= !(1 << (port % 8));
-            }
+            bitmap[usize::from(PORT_SYSTEM_CALL / 8)] &= !(1 << (PORT_SYSTEM_CALL % 8));
         }
         tss.extend(bitmap);
         self.store_bytes(TSS, &tss);
@@ -229,16 +228,16 @@ impl Area {
     }
 
     fn fill_code(&self) {
-        let out = |port: u16| [0xe7, port as u8];
+        let out = |port: u16| [OUT, port as u8];
         for vector in 0..VECTORS {
-            // out %eax, $port; hlt
+            // out %al, $port; hlt
             let [a, b] = out(PORT_EXCEPTION);
             self.store_bytes(HANDLERS + vector * HANDLER_BYTES, &[a, b, 0xf4]);
         }
-        // A `syscall` instruction for the probe to start from.
-        self.store_bytes(ENTRY + PROBE_OFFSET, &[0x0f, 0x05]);
+        // For the probe to start from: rdtsc; syscall (which leaves EAX and EDX alone).
+        self.store_bytes(ENTRY + PROBE_OFFSET, &[0x0f, 0x31, 0x0f, 0x05]);
         let [a, b] = out(PORT_EDITED);
-        // mov %rax, (%rdi); invlpg (%rsi); out %eax, $port; hlt
+        // mov %rax, (%rdi); invlpg (%rsi); out %al, $port; hlt
         self.store_bytes(EDITOR, &[0x48, 0x89, 0x07, 0x0f, 0x01, 0x3e, a, b, 0xf4]);
     }
 
@@ -288,8 +287,8 @@ impl Area {
             }
         }
         self.out = code.len() as u64;
-        // out %eax, $port
-        code.extend([0xe7, PORT_SYSTEM_CALL as u8]);
+        // out %al, $port
+        code.extend([OUT, PORT_SYSTEM_CALL as u8]);
         code.extend(resume);
         self.store_bytes(ENTRY, &code);
     }

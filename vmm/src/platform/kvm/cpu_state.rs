@@ -1,61 +1,29 @@
-//! What a vCPU is made of besides its general registers: CPUID, control registers, segments, MSRs, extended state.
+//! What a vCPU is made of besides its general registers: control registers, segments, MSRs, extended state.
 //!
 //! References: AMD64 manual volume 2, chapters 4 (segments), 6 (SYSCALL), 11 (XSAVE); Documentation/virt/kvm/api.rst.
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_segment, kvm_sregs, kvm_xcrs, kvm_xsave};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment, kvm_sregs, kvm_xcrs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use rustix::io::Errno;
 
 use super::area::Area;
+use super::cpuid::Processor;
 use super::layout::{GATES, GDT, IDT, KERNEL_CS, KERNEL_SS, PML4, TSS, TSS_SELECTOR, USER_CS, USER_SS};
+use super::time_stamp;
 
-/// x87, SSE, AVX and AVX-512. Protection keys (bit 9) and AMX (17, 18) stay hidden: neither can be reset cheaply.
-const XCR0_OFFERED: u64 = 0xe7;
 /// PG, AM, WP, NE, ET, MP, PE.
 const CR0: u64 = 0x8005_0033;
-/// OSXSAVE, FSGSBASE, OSXMMEXCPT, OSFXSR, PAE. No SMEP and no SMAP: the entry is on a user page.
-const CR4: u64 = 0x0005_0620;
+/// OSXSAVE, OSXMMEXCPT, OSFXSR, PAE. No SMEP and no SMAP: the entry is on a user page.
+const CR4: u64 = 0x0004_0620;
+/// Programs may read and write the bases of FS and GS themselves, as under Linux since 5.9.
+const CR4_FSGSBASE: u64 = 1 << 16;
 /// NXE, LMA, LME, SCE.
 const EFER: u64 = 0xd01;
 const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_SFMASK: u32 = 0xc000_0084;
-const MSR_TSC: u32 = 0x10;
 /// Flags cleared on entry: AC, NT, IOPL, DF, IF, TF (as Linux).
 const SFMASK: u64 = 0x4_7700;
-
-/// Flags of leaf 1 (ECX): MONITOR, x2APIC, TSC-deadline timer: supervisor business that a program might believe in.
-const LEAF1_ECX_HIDDEN: u32 = 1 << 3 | 1 << 21 | 1 << 24;
-/// Flags of leaf 7 (ECX): PKU, OSPKE, WAITPKG.
-const LEAF7_ECX_HIDDEN: u32 = 1 << 3 | 1 << 4 | 1 << 5;
-/// Flags of leaf 7 (EDX): AMX-BF16, AMX-TILE, AMX-INT8.
-const LEAF7_EDX_HIDDEN: u32 = 1 << 22 | 1 << 24 | 1 << 25;
-
-/// CPUID as guests see it, and their XCR0.
-pub(super) fn offered(mut cpuid: CpuId) -> (CpuId, u64) {
-    let mut xcr0 = 3;
-    for entry in cpuid.as_mut_slice() {
-        match (entry.function, entry.index) {
-            (1, _) => {
-                entry.ecx &= !LEAF1_ECX_HIDDEN;
-                // One logical processor with APIC id 0.
-                entry.ebx = entry.ebx & 0xffff | 1 << 16;
-            }
-            (7, 0) => {
-                entry.ecx &= !LEAF7_ECX_HIDDEN;
-                entry.edx &= !LEAF7_EDX_HIDDEN;
-            }
-            (0xb | 0x1f, _) => entry.ebx &= 0xffff_0000,
-            (0xd, 0) => {
-                entry.eax &= XCR0_OFFERED as u32;
-                entry.edx = 0;
-                xcr0 = u64::from(entry.eax);
-            }
-            _ => {}
-        }
-    }
-    (cpuid, xcr0)
-}
 
 fn segment(selector: u16, type_: u8, dpl: u8, code: bool) -> kvm_segment {
     kvm_segment {
@@ -91,11 +59,11 @@ pub(super) fn clear_data_segments(sregs: &mut kvm_sregs) {
 }
 
 /// Long mode with the area's tables, in user mode.
-pub(super) fn special_registers(mut sregs: kvm_sregs, area: &Area) -> kvm_sregs {
+fn special_registers(mut sregs: kvm_sregs, area: &Area, fsgsbase: bool) -> kvm_sregs {
     let (code, stack) = user_segments();
     sregs.cr0 = CR0;
     sregs.cr3 = area.address() + PML4;
-    sregs.cr4 = CR4;
+    sregs.cr4 = if fsgsbase { CR4 | CR4_FSGSBASE } else { CR4 };
     sregs.efer = EFER;
     sregs.gdt.base = area.address() + GDT;
     sregs.gdt.limit = TSS_SELECTOR + 15;
@@ -119,22 +87,22 @@ fn errno(error: kvm_ioctls::Error) -> Errno {
     Errno::from_raw_os_error(error.errno())
 }
 
-/// Set up a fresh vCPU.
-pub(super) fn initialise(vcpu: &VcpuFd, cpuid: &CpuId, xcr0: u64, area: &Area, tsc: Option<u64>) -> Result<kvm_sregs, Errno> {
-    vcpu.set_cpuid2(cpuid).map_err(errno)?;
+/// Set up a fresh vCPU. EINVAL where KVM refuses to set CR4.FSGSBASE, if it was to be set.
+pub(super) fn initialise(vcpu: &VcpuFd, processor: &Processor, area: &Area) -> Result<kvm_sregs, Errno> {
+    vcpu.set_cpuid2(&processor.cpuid).map_err(errno)?;
     let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
-    xcrs.xcrs[0].value = xcr0;
-    let sregs = special_registers(vcpu.get_sregs().map_err(errno)?, area);
+    xcrs.xcrs[0].value = processor.xcr0;
+    let sregs = special_registers(vcpu.get_sregs().map_err(errno)?, area, processor.fsgsbase);
     vcpu.set_sregs(&sregs).map_err(errno)?;
     vcpu.set_xcrs(&xcrs).map_err(errno)?;
     let star = u64::from(KERNEL_CS) << 32 | 0x23 << 48;
     let entry = |index, data| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
-    let mut list = vec![entry(MSR_STAR, star), entry(MSR_LSTAR, area.entry()), entry(MSR_SFMASK, SFMASK)];
-    list.extend(tsc.map(|tsc| entry(MSR_TSC, tsc)));
+    let list = [entry(MSR_STAR, star), entry(MSR_LSTAR, area.entry()), entry(MSR_SFMASK, SFMASK)];
     let msrs = Msrs::from_entries(&list).map_err(|_| Errno::NOMEM)?;
-    if vcpu.set_msrs(&msrs).map_err(errno)? < 3 {
+    if vcpu.set_msrs(&msrs).map_err(errno)? < list.len() {
         return Err(Errno::INVAL);
     }
+    time_stamp::follow_host(vcpu)?;
     Ok(sregs)
 }
 

@@ -1,28 +1,23 @@
 //! Which access failed: where KVM_RUN says only EFAULT, the instruction at RIP is decoded and every byte it may touch is
 //! compared with the mappings.
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register};
 
+use super::vector_state::VectorState;
 use crate::cpu::Registers;
 use crate::memory::{AddressSpace, Protection};
 use crate::platform::{FaultKind, MemoryFault};
 
 /// Longest instruction, bytes.
 const INSTRUCTION_BYTES: usize = 15;
-/// Bytes of a vector register that a gather's indices are looked for in.
-const VECTOR_BYTES: usize = 32;
-/// Where an XSAVE area has XMM0, and the upper half of YMM0.
-const SSE_OFFSET: usize = 160;
-const AVX_OFFSET: usize = 576;
-
 /// Find the first access of the instruction at RIP that its mapping refuses; `None` where none does.
 ///
-/// `bases` are those of FS and GS; `extended` gets the XSAVE area, for the indices of a gather.
+/// `bases` are those of FS and GS; `vectors` gets the vector registers, for the indices of a gather.
 pub(super) fn find(
     space: &AddressSpace,
     registers: &Registers,
     (fs_base, gs_base): (u64, u64),
-    extended: &dyn Fn() -> Vec<u8>,
+    vectors: &dyn Fn() -> VectorState,
 ) -> Option<MemoryFault> {
     let fetch = |address| check(space, address, 1, Protection::EXEC).map(|kind| MemoryFault { address, write: false, fetch: true, kind });
     if let Some(fault) = fetch(registers.rip) {
@@ -36,8 +31,8 @@ pub(super) fn find(
         return fetch(registers.rip.wrapping_add(length as u64));
     }
     let value = |register: Register| register_value(registers, fs_base, gs_base, register);
-    let area = if instruction.is_vsib() { extended() } else { Vec::new() };
-    let lanes = if instruction.is_vsib() { VECTOR_BYTES / instruction.memory_size().size().max(1) } else { 1 };
+    let vectors = instruction.is_vsib().then(vectors);
+    let lanes = vectors.as_ref().map_or_else(|| vec![0], |vectors| active_lanes(&instruction, vectors));
     let mut factory = InstructionInfoFactory::new();
     for memory in factory.info(&instruction).used_memory() {
         let size = match memory.memory_size().size() {
@@ -50,8 +45,9 @@ pub(super) fn find(
             OpAccess::ReadWrite | OpAccess::ReadCondWrite => &[Protection::READ, Protection::WRITE],
             _ => &[],
         };
-        for lane in 0..lanes {
-            let lookup = |register: Register, lane, bytes| value(register).or_else(|| index_value(&area, register, lane, bytes));
+        for &lane in &lanes {
+            let index = |register, lane, bytes| vectors.as_ref().and_then(|vectors| index(vectors, register, lane, bytes));
+            let lookup = |register: Register, lane, bytes| value(register).or_else(|| index(register, lane, bytes));
             let Some(address) = memory.virtual_address(lane, lookup) else { continue };
             for &needed in accesses {
                 for at in [address, address.wrapping_add(size as u64 - 1)] {
@@ -65,21 +61,29 @@ pub(super) fn find(
     None
 }
 
-/// One index of a gather, from the SSE and AVX parts of an XSAVE area in standard format (AMD64 manual volume 2, section 11.5).
-/// AVX-512's further registers and halves are not looked at: their place differs between processors.
-fn index_value(area: &[u8], register: Register, lane: usize, bytes: usize) -> Option<u64> {
-    if !(register.is_xmm() || register.is_ymm() || register.is_zmm()) || register.number() >= 16 {
-        return None;
-    }
-    let at = lane * bytes;
-    let half = if at < 16 { SSE_OFFSET } else { AVX_OFFSET };
-    let start = half + register.number() * 16 + at % 16;
-    let field = area.get(start..start + bytes).filter(|_| at < VECTOR_BYTES)?;
-    match *field {
-        [a, b, c, d] => Some(i64::from(i32::from_le_bytes([a, b, c, d])).cast_unsigned()),
-        [a, b, c, d, e, f, g, h] => Some(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
-        _ => None,
-    }
+/// Which elements a gather or scatter accesses: as many as there are indices and room for, where the mask has them. A mask's bit goes
+/// when its element is done (SDM volume 2, VPGATHERDD and VPSCATTERDD).
+fn active_lanes(instruction: &Instruction, vectors: &VectorState) -> Vec<usize> {
+    let element_bytes = instruction.memory_size().size().max(1);
+    let index_bytes = if instruction.is_vsib64() { 8 } else { 4 };
+    // The other operand: what is gathered into, or scattered. Prefetches have none.
+    let data = (0..instruction.op_count().min(2)).find(|&operand| instruction.op_kind(operand) == OpKind::Register);
+    let room = data.map_or(usize::MAX, |operand| instruction.op_register(operand).size() / element_bytes);
+    let indices = instruction.memory_index().size() / index_bytes;
+    let is_active = |lane: usize| match instruction.op_mask() {
+        // AVX2: the third operand, the upper bit of each of its elements.
+        Register::None => vectors
+            .element(instruction.op_register(2), lane * element_bytes, element_bytes)
+            .is_none_or(|element| element >> (element_bytes * 8 - 1) & 1 != 0),
+        mask => vectors.mask(mask).is_none_or(|bits| bits >> lane & 1 != 0),
+    };
+    (0..indices.min(room)).filter(|&lane| is_active(lane)).collect()
+}
+
+/// One index of a gather, with its sign.
+fn index(vectors: &VectorState, register: Register, lane: usize, bytes: usize) -> Option<u64> {
+    let index = vectors.element(register, lane * bytes, bytes)?;
+    Some(if bytes == 4 { i64::from(index as u32 as i32).cast_unsigned() } else { index })
 }
 
 fn check(space: &AddressSpace, address: u64, length: usize, needed: Protection) -> Option<FaultKind> {
@@ -119,3 +123,6 @@ fn register_value(registers: &Registers, fs_base: u64, gs_base: u64, register: R
     };
     Some(if register.size() == 4 { full & 0xffff_ffff } else { full })
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 //! at once. Only the run loop clears it, before it looks at its deadlines again.
 //!
 //! UNSAFETY: the thread-local pointer is to the kvm_run mapping of a vCPU that is alive while it is set (set and cleared by
-//! [`Kicker::attach`] and its drop); the handler does one store through it.
+//! [`Kicker::attach`] and its drop, and where a vCPU goes first, by [`forget`]); the handler does one store through it.
 //!
 //! References: timer_create(2) (SIGEV_THREAD_ID), Documentation/virt/kvm/api.rst (immediate_exit).
 
@@ -43,6 +43,13 @@ fn install() {
         // SAFETY: a live struct, and a handler that only does async-signal-safe things.
         unsafe { libc::sigaction(signal(), &raw const action, std::ptr::null_mut()) };
     });
+}
+
+/// Let kicks of this thread set nothing, if it was this flag that they set: the vCPU is about to go.
+pub(super) fn forget(flag: KickFlag) {
+    if FLAG.get() == flag.0 {
+        FLAG.set(std::ptr::null_mut());
+    }
 }
 
 /// The right to be kicked, for the thread that made it: a timer and the flag of one vCPU.
@@ -118,9 +125,7 @@ impl Kicker {
 impl Drop for Kicker {
     fn drop(&mut self) {
         // Another kicker of this thread may have taken over already.
-        if FLAG.get() == self.flag {
-            FLAG.set(std::ptr::null_mut());
-        }
+        forget(KickFlag(self.flag));
         // SAFETY: the timer is ours and nobody uses it after this value.
         unsafe { libc::timer_delete(self.timer) };
     }

@@ -2,6 +2,7 @@
 
 mod area;
 mod cpu_state;
+mod cpuid;
 mod dirty_log;
 mod dirty_ring;
 mod fault;
@@ -11,11 +12,12 @@ mod memslots;
 mod probe;
 mod registers;
 mod segments;
+mod time_stamp;
 mod vcpu;
+mod vector_state;
 
 use std::sync::OnceLock;
 
-use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 
 pub use kick::{Kick, KickFlag, Kicker};
@@ -30,7 +32,7 @@ pub enum OpenKvmError {
     #[error("cannot open /dev/kvm: {0}")]
     Device(rustix::io::Errno),
     /// The environment names a feature to do without that is none.
-    #[error("cannot do without {0:?}, which {variable} names: it knows dirty-ring, sync-registers and pagemap-scan", variable = crate::withheld::VARIABLE)]
+    #[error("cannot do without {0:?}, which {variable} names: it knows {known}", variable = crate::withheld::VARIABLE, known = crate::withheld::known())]
     Withheld(String),
     /// The kernel's KVM lacks something that nothing can replace.
     #[error("this KVM lacks {0}")]
@@ -50,8 +52,7 @@ impl OpenKvmError {
 #[derive(Debug)]
 pub struct Host {
     kvm: Kvm,
-    cpuid: CpuId,
-    xcr0: u64,
+    processor: cpuid::Processor,
     capabilities: Capabilities,
 }
 
@@ -79,6 +80,6 @@ impl Host {
     /// XCR0 of every guest: the extended state that a thread has.
     #[must_use]
     pub const fn xcr0(&self) -> u64 {
-        self.xcr0
+        self.processor.xcr0
     }
 }

@@ -17,10 +17,11 @@ use rustix::io::Errno;
 
 use super::area::Area;
 use super::dirty_log::DirtyLog;
-use super::kick::{KickFlag, Kicker};
+use super::kick::{self, KickFlag, Kicker};
 use super::layout::{PORT_EDITED, PORT_EXCEPTION, PORT_SYSTEM_CALL, SPACE_MAX};
 use super::memslots::Memslots;
 use super::registers::RegisterAccess;
+use super::vector_state::{Places, VectorState};
 use super::{Host, OpenKvmError, cpu_state, fault, segments};
 use crate::cpu::Registers;
 use crate::fast_path::{FastPath, Interrupted};
@@ -87,6 +88,10 @@ pub struct Vm {
     stale: bool,
     /// KVM's data segments are not the ones in `sregs` any more.
     stale_segments: bool,
+    /// The guest's time-stamp counter counts as the host's.
+    has_host_counter: bool,
+    /// Where the extended state has the registers of AVX-512.
+    places: Places,
 }
 
 impl Vm {
@@ -107,11 +112,11 @@ impl Vm {
             DirtyLog::enable_ring(&vm)?;
         }
         let area =
-            Area::new(space.size(), host.capabilities.entry, space.fast_path(), host.xcr0).map_err(system("map the supervisor area"))?;
+            Area::new(space.size(), host.capabilities.entry, space.fast_path(), host.xcr0()).map_err(system("map the supervisor area"))?;
         let slots = Memslots::new(&vm, (area.address(), area.host_address(), area.bytes()), space.size(), log_dirty)
             .map_err(system("add a memslot"))?;
         let mut vcpu = vm.create_vcpu(0).map_err(OpenKvmError::ioctl("create a vCPU"))?;
-        let sregs = cpu_state::initialise(&vcpu, &host.cpuid, host.xcr0, &area, Some(host_tsc())).map_err(system("set up a vCPU"))?;
+        let sregs = cpu_state::initialise(&vcpu, &host.processor, &area).map_err(system("set up a vCPU"))?;
         let dirty_log = match log_dirty {
             false => DirtyLog::Off,
             true if with_ring => DirtyLog::ring(&vcpu).map_err(system("map the dirty ring"))?,
@@ -133,6 +138,8 @@ impl Vm {
             loaded,
             retried_at: None,
             kept: Vec::new(),
+            has_host_counter: host.capabilities.time_stamp_counter,
+            places: host.processor.places,
             restores: false,
             unrestored: UserState::default(),
             stale: false,
@@ -178,6 +185,12 @@ impl Vm {
     /// What the ioctl says; never on a working KVM.
     pub fn extended(&self) -> Result<Vec<u8>, Errno> {
         if self.restores { Ok(self.kept.clone()) } else { cpu_state::get_extended(&self.vcpu) }
+    }
+
+    /// Whether the guest's time-stamp counter counts as the host's, so that clocks can be made of it.
+    #[must_use]
+    pub const fn has_host_counter(&self) -> bool {
+        self.has_host_counter
     }
 
     /// Replace the extended state.
@@ -530,7 +543,8 @@ impl Vm {
             return Some(exit);
         }
         let UserState { registers, fs_base, gs_base } = self.state;
-        let found = fault::find(space, &registers, (fs_base, gs_base), &|| self.extended().unwrap_or_default());
+        let vectors = || VectorState { area: self.extended().unwrap_or_default(), places: self.places };
+        let found = fault::find(space, &registers, (fs_base, gs_base), &vectors);
         if found.is_none() && self.retried_at != Some(registers.rip) {
             // Nothing wrong to be seen: mappings may have changed under KVM's feet. Once more.
             self.retried_at = Some(registers.rip);
@@ -574,6 +588,7 @@ impl Vm {
         };
         let mut sregs = self.sregs;
         (sregs.cs, sregs.ss) = cpu_state::supervisor_segments();
+        let mut found_full = 0;
         loop {
             self.access.put_general(&mut self.vcpu, to_kvm(&registers))?;
             self.access.put_special(&mut self.vcpu, sregs)?;
@@ -590,7 +605,11 @@ impl Vm {
             match outcome {
                 Ok(()) if edited => break,
                 // The routine may be run again from its start: it stores the same value.
-                Ok(()) if self.is_ring_full() => self.rearm(space)?,
+                // Once is enough on a working KVM; one that never has room must not keep us here.
+                Ok(()) if self.is_ring_full() && found_full < 8 => {
+                    found_full += 1;
+                    self.rearm(space)?;
+                }
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Ok(()) => return Err(self.unexpected("where a page-table entry is changed")),
                 Err(errno) => return Err(errno.into()),
@@ -631,14 +650,15 @@ impl Vm {
     }
 }
 
+impl Drop for Vm {
+    fn drop(&mut self) {
+        kick::forget(self.kick_flag());
+    }
+}
+
 /// Whether bits 47 to 63 of an address are alike.
 const fn is_canonical(address: u64) -> bool {
     (address.cast_signed() << 16 >> 16).cast_unsigned() == address
-}
-
-fn host_tsc() -> u64 {
-    // SAFETY: RDTSC has no preconditions in user mode.
-    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 fn from_kvm(regs: &kvm_regs) -> Registers {

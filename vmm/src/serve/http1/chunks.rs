@@ -1,6 +1,7 @@
 //! Bodies in chunks (RFC 9112, section 7.1), read strictly, as they arrive, and written anew.
 
-use super::fields::{NO_FIELDS, is_hop_by_hop, is_one_of, write_field};
+use super::fields::{NO_FIELDS, is_hop_by_hop, is_one_of, may_be_one_of, write_field};
+use super::request::FORWARDED;
 
 /// Longest chunk-size line, and most bytes of all trailers, bytes.
 const LINE_MAX: usize = 8192;
@@ -203,8 +204,12 @@ fn canonical_trailers(lines: &[u8]) -> Result<Vec<u8>, BadChunks> {
     let mut fields = NO_FIELDS;
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(&whole, &mut fields) else { return Err(BadChunks) };
     let mut output = Vec::with_capacity(lines.len());
-    for field in fields.iter().filter(|field| !is_one_of(field.name, NO_TRAILERS) && !is_hop_by_hop(field.name)) {
-        write_field(field.name, field.value, &mut output);
+    for field in fields.iter() {
+        // Who the client is stands in the head, where this gateway has written it.
+        let is_none = is_one_of(field.name, NO_TRAILERS) || may_be_one_of(field.name, FORWARDED) || is_hop_by_hop(field.name);
+        if !is_none {
+            write_field(field.name, field.value, &mut output);
+        }
     }
     Ok(output)
 }

@@ -27,6 +27,11 @@ pub(super) fn is_one_of(name: &str, names: &[&str]) -> bool {
     names.iter().any(|other| name.eq_ignore_ascii_case(other))
 }
 
+/// Whether a name is one of `names` to a program that takes `_` for `-`, as CGI and WSGI do with their variables.
+pub(super) fn may_be_one_of(name: &str, names: &[&str]) -> bool {
+    is_one_of(&name.replace('_', "-"), names)
+}
+
 /// What all Connection fields of a message say.
 #[derive(Debug, Default)]
 pub(super) struct Connection<'a> {

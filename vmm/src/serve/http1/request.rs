@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use httparse::Header;
 
-use super::fields::{Connection, Framing, NO_FIELDS, is_hop_by_hop, is_one_of, write_decimal, write_field};
+use super::fields::{Connection, Framing, NO_FIELDS, is_hop_by_hop, is_one_of, may_be_one_of, write_decimal, write_field};
 use super::target::{Target, is_host};
 use super::{HeadScan, Refusal};
 
 /// Fields to which this gateway adds who the client is.
-const FORWARDED: &[&str] = &["forwarded", "x-forwarded-for"];
+pub(super) const FORWARDED: &[&str] = &["forwarded", "x-forwarded-for"];
 
 /// How the body of a request is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +176,7 @@ fn write_fields(fields: &[Header<'_>], seen: &Seen<'_>, target: &Target<'_>, rul
             || is_one_of(field.name, &["expect", "content-length", "transfer-encoding"])
             || seen.connection.names(field.name)
             || target.authority.is_some() && field.name.eq_ignore_ascii_case("host")
-            || rules.forwarded_for.is_some() && is_one_of(field.name, FORWARDED);
+            || rules.forwarded_for.is_some() && may_be_one_of(field.name, FORWARDED);
         if !is_ours {
             write_field(field.name, field.value, canonical);
         }

@@ -147,6 +147,11 @@ fn the_program_learns_who_the_client_is() {
         with(Some("192.0.2.1"), "X-Forwarded-For: a\r\nForwarded: for=b\r\nx-forwarded-for: c, d\r\n"),
         head("X-Forwarded-For: a, c, d, 192.0.2.1\r\nForwarded: for=b, for=192.0.2.1;proto=http")
     );
+    // Programs that make variables of the names could not tell these from ours.
+    assert_eq!(
+        with(Some("192.0.2.1"), "X_Forwarded_For: a\r\nx-forwarded_FOR: b\r\nX_Other: c\r\n"),
+        head("X_Other: c\r\nX-Forwarded-For: 192.0.2.1\r\nForwarded: for=192.0.2.1;proto=http")
+    );
 }
 
 /// What heads are made of, well and badly.

@@ -105,6 +105,19 @@ fn an_endless_loop_is_kicked_and_goes_on() {
 }
 
 #[test]
+fn a_kick_behind_the_end_of_its_vm_meets_nothing() {
+    let (space, _) = program(&[0x0f, 0x05]);
+    for _ in 0..20 {
+        let mut vm = Vm::new(&space, false).unwrap();
+        let kicker = vm.kicker().unwrap();
+        drop(vm);
+        // At once, to this thread: its handler would store into memory that is gone.
+        kicker.arm(1);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
 fn a_fork_reports_the_pages_it_writes_and_keeps_the_snapshot_clean() {
     // movb $5, (%rdi); syscall
     let (mut space, code) = program(&[0xc6, 0x07, 5, 0x0f, 0x05]);
