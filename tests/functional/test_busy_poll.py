@@ -20,7 +20,12 @@ def ask_on_one_connection(service: Service, port: int) -> float:
     return service.statistics()["awake_waits"] - before
 
 
-@pytest.mark.parametrize(("options", "low", "high"), [((), REQUESTS / 2, REQUESTS), (("--busy-poll", "0s"), 0, 0)])
+# By default it waits for less than a busy machine may give to others between two requests: some of them are found awake.
+# The connection's beginning and its end may be, too.
+@pytest.mark.parametrize(
+    ("options", "low", "high"),
+    [((), 1, REQUESTS + 2), (("--busy-poll", "1s"), REQUESTS / 2, REQUESTS + 2), (("--busy-poll", "0s"), 0, 0)],
+)
 def test_requests_that_follow_each_other_are_found_awake(
     options: tuple[str, ...], low: float, high: float, guests: Guests, kvmserver: Kvmserver
 ) -> None:
