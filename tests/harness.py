@@ -27,6 +27,9 @@ TESTS = Path(__file__).parent
 GUESTS = TESTS / "guests"
 GUESTLIB = TESTS.parent / "guestlib"
 PROGRAMS = TESTS / "programs"
+PYTHON = sys.executable
+# Answers with what its request says.
+SHAPES_SERVER = [PYTHON, str(PROGRAMS / "shapes.py")]
 
 START_S = 60.0
 STOP_S = 20.0
@@ -432,6 +435,14 @@ class Kvmserver:
         command = (*words, "run", *program)
         return self.start(*command, port=port, environment=environment, wrapper=wrapper).wait_ready(start_s)
 
+    @contextlib.contextmanager
+    def serving(self, program: Sequence[str], *options: str, threads: int = 1, warmup: int = 0) -> Iterator[Service]:
+        """One for many tests: a server whose last argument is its port, stopped after the last of them."""
+        port = free_port()
+        service = self.serve([*program, str(port)], port, *options, threads=threads, warmup=warmup)
+        yield service
+        self.stop(service)
+
     def stop(self, service: Service) -> None:
         """Stop one; it must end with exit code 0."""
         self.services.remove(service)
@@ -525,8 +536,6 @@ def native(words: Sequence[str], port: int, environment: dict[str, str] | None =
         process.kill()
         process.wait()
 
-
-PYTHON = sys.executable
 
 if __name__ == "__main__":
     Guests(Path(sys.argv[1])).all_c()

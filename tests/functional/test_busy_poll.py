@@ -20,8 +20,8 @@ def ask_on_one_connection(service: Service, port: int) -> float:
     return service.statistics()["awake_waits"] - before
 
 
-# By default it waits for less than a busy machine may give to others between two requests: some of them are found awake.
-# The connection's beginning and its end may be, too.
+# By default it waits for less than a busy machine may give to others between two requests: some are found awake, that
+# is all. The connection's beginning and its end may be, too.
 @pytest.mark.parametrize(
     ("options", "low", "high"),
     [((), 1, REQUESTS + 2), (("--busy-poll", "1s"), REQUESTS / 2, REQUESTS + 2), (("--busy-poll", "0s"), 0, 0)],

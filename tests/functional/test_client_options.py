@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from harness import (
-    PROGRAMS,
     PYTHON,
+    SHAPES_SERVER,
     Guests,
     Kvmserver,
     Service,
@@ -33,18 +33,16 @@ SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 @pytest.fixture(scope="module")
 def strict(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     """A counter at 4 with small limits and short timeouts, and one VM."""
-    port = free_port()
     options = ["--header-timeout", "500ms", "--body-timeout", "700ms", "--idle-timeout", "900ms"]
     options += ["--write-timeout", "500ms", "--max-header-size", "2KiB", "--max-body-size", "100KiB"]
     options += ["--queue-time", "600ms", "--max-request-time", "10s", "--server-timing"]
-    started = installed.serve([guests.c("failures"), str(port)], port, *options, warmup=3)
-    yield started
-    installed.stop(started)
+    with installed.serving([guests.c("failures")], *options, warmup=3) as started:
+        yield started
 
 
 def python_service(kvmserver: Kvmserver, *options: str) -> Service:
     port = free_port()
-    return kvmserver.serve([PYTHON, str(PROGRAMS / "shapes.py"), str(port)], port, *options)
+    return kvmserver.serve([*SHAPES_SERVER, str(port)], port, *options)
 
 
 def lasts(wire: Wire) -> float:

@@ -58,11 +58,9 @@ LOG_WINDOW_S = 1.0
 @pytest.fixture(scope="module")
 def service(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     """One server for all failures: it has to survive them all, one after another."""
-    port = free_port()
     options = ["--max-request-time", f"{REQUEST_TIME_S:g}", "--max-request-memory", "64MiB"]
-    started = installed.serve([guests.c("failures"), str(port)], port, *options, threads=1, warmup=10)
-    yield started
-    installed.stop(started)
+    with installed.serving([guests.c("failures")], *options, warmup=10) as started:
+        yield started
 
 
 def check_serves_on(service: Service) -> None:

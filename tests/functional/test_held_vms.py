@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import PROGRAMS, PYTHON, Guests, Kvmserver, Service, free_port, wait_until
+from harness import SHAPES_SERVER, Guests, Kvmserver, Service, wait_until
 from wire import GET, CutError, Wire, connect, get, post, within
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -20,31 +20,24 @@ REQUEST_TIME_S = 8.0
 @pytest.fixture(scope="module")
 def service(installed: Kvmserver) -> Iterator[Service]:
     """A program that answers what it is told to; clients have less time than it."""
-    port = free_port()
     times = ["--body-timeout", f"{BODY_TIMEOUT_S:g}s", "--max-request-time", f"{REQUEST_TIME_S:g}s"]
-    started = installed.serve([PYTHON, str(PROGRAMS / "shapes.py"), str(port)], port, *times, warmup=1)
-    yield started
-    installed.stop(started)
+    with installed.serving(SHAPES_SERVER, *times, warmup=1) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def short(installed: Kvmserver) -> Iterator[Service]:
     """The same, where the program has less time than its clients."""
-    port = free_port()
-    program = [PYTHON, str(PROGRAMS / "shapes.py"), str(port)]
-    started = installed.serve(program, port, "--max-request-time", "2s", warmup=1)
-    yield started
-    installed.stop(started)
+    with installed.serving(SHAPES_SERVER, "--max-request-time", "2s", warmup=1) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
 def computing(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     """A program that computes while it answers, and little room for what it answers."""
-    port = free_port()
     options = ["--response-buffer", "64KiB", "--write-timeout", f"{WRITE_TIMEOUT_S:g}s", "--max-request-time", "20s"]
-    started = installed.serve([guests.c("failures"), str(port)], port, *options, warmup=3)
-    yield started
-    installed.stop(started)
+    with installed.serving([guests.c("failures")], *options, warmup=3) as started:
+        yield started
 
 
 def upload(size: int, query: str = "") -> bytes:

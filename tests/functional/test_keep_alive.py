@@ -23,11 +23,9 @@ REQUEST_TIME_S = 1.0
 @pytest.fixture(scope="module")
 def service(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     """A counter that answers 11, and fails on request."""
-    port = free_port()
     options = ["--max-request-time", f"{REQUEST_TIME_S:g}"]
-    started = installed.serve([guests.c("failures"), str(port)], port, *options, threads=2, warmup=10)
-    yield started
-    installed.stop(started)
+    with installed.serving([guests.c("failures")], *options, threads=2, warmup=10) as started:
+        yield started
 
 
 def ask_with_http_client(port: int) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PROGRAMS, PYTHON, Kvmserver, Service, free_port
+from harness import PROGRAMS, SHAPES_SERVER, Kvmserver, Service
 from wire import GET, CutError, connect, get, post
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -13,11 +13,8 @@ OK = b"HTTP/1.1 200 OK\r\n"
 @pytest.fixture(scope="module")
 def service(installed: Kvmserver) -> Iterator[Service]:
     """A program that answers what it is told to; its counter is at 2 for every request."""
-    port = free_port()
-    program = [PYTHON, str(PROGRAMS / "shapes.py"), str(port)]
-    started = installed.serve(program, port, "--max-request-time", "2s", threads=2, warmup=1)
-    yield started
-    installed.stop(started)
+    with installed.serving(SHAPES_SERVER, "--max-request-time", "2s", threads=2, warmup=1) as started:
+        yield started
 
 
 def chunked(*chunks: bytes) -> bytes:

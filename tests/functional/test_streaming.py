@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import PROGRAMS, PYTHON, Kvmserver, Service, free_port, wait_until
+from harness import SHAPES_SERVER, Kvmserver, Service, wait_until
 from wire import GET, CutError, connect, get, post, within
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -18,11 +18,8 @@ SWITCH = ("Upgrade: capitals", "Connection: Upgrade")
 @pytest.fixture(scope="module")
 def service(installed: Kvmserver) -> Iterator[Service]:
     """A program that answers what it is told to; one VM, so that whoever holds it is noticed."""
-    port = free_port()
-    program = [PYTHON, str(PROGRAMS / "shapes.py"), str(port)]
-    started = installed.serve(program, port, "--max-request-time", "3s", warmup=1)
-    yield started
-    installed.stop(started)
+    with installed.serving(SHAPES_SERVER, "--max-request-time", "3s", warmup=1) as started:
+        yield started
 
 
 @pytest.mark.parametrize("head", [b"\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])

@@ -15,11 +15,9 @@ REQUEST_TIME_S = 2.0
 @pytest.fixture(scope="module")
 def service(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     """A server that can also answer slowly, hugely, or not at all."""
-    port = free_port()
     options = ["--max-request-time", f"{REQUEST_TIME_S:g}"]
-    started = installed.serve([guests.c("failures"), str(port)], port, *options, threads=2, warmup=10)
-    yield started
-    installed.stop(started)
+    with installed.serving([guests.c("failures")], *options, threads=2, warmup=10) as started:
+        yield started
 
 
 def resident_mib(service: Service) -> float:

@@ -17,10 +17,8 @@ def acts(guest: str) -> list[str]:
 @pytest.fixture(scope="module")
 def cpu(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     """One server for all hostile instructions."""
-    port = free_port()
-    started = installed.serve([guests.c("attack_cpu"), str(port)], port, "--max-request-time", "2")
-    yield started
-    installed.stop(started)
+    with installed.serving([guests.c("attack_cpu")], "--max-request-time", "2") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

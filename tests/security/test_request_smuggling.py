@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from harness import PROGRAMS, PYTHON, Kvmserver, Service, free_port
+from harness import SHAPES_SERVER, Kvmserver, Service
 from wire import GET, connect
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -19,11 +19,8 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 @pytest.fixture(scope="module")
 def service(installed: Kvmserver) -> Iterator[Service]:
     """A program whose counter is at 2 for every request."""
-    port = free_port()
-    program = [PYTHON, str(PROGRAMS / "shapes.py"), str(port)]
-    started = installed.serve(program, port, threads=2, warmup=1)
-    yield started
-    installed.stop(started)
+    with installed.serving(SHAPES_SERVER, threads=2, warmup=1) as started:
+        yield started
 
 
 def head(*fields: bytes, line: bytes = b"POST / HTTP/1.1") -> bytes:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness import Guests, Kvmserver, Service, ask_often, find_tool, free_port, wait_until
+from harness import Guests, Kvmserver, Service, ask_often, find_tool, wait_until
 from wire import within
 
 CONNECTIONS = 1000
@@ -32,10 +32,8 @@ MODES = {
 @pytest.fixture(scope="module")
 def service(guests: Guests, installed: Kvmserver) -> Iterator[Service]:
     """A counter that answers 4, and one VM for all."""
-    port = free_port()
-    started = installed.serve([guests.c("failures"), str(port)], port, warmup=3)
-    yield started
-    installed.stop(started)
+    with installed.serving([guests.c("failures")], warmup=3) as started:
+        yield started
 
 
 def requests_per_s(service: Service) -> float:
