@@ -78,7 +78,9 @@ impl Sandbox {
         self.remote_call = None;
         self.told = Told::Stale;
         self.recorder.clear();
-        self.counters.reset_ns = host_monotonic().saturating_sub(before);
+        let now = host_monotonic();
+        self.postpone_tick(now);
+        self.counters.reset_ns = now.saturating_sub(before);
         Ok(())
     }
 

@@ -36,6 +36,11 @@ pub enum Pause {
     Ended(RunEnd),
 }
 
+/// For which moment the kicker counts as armed before a new request: for none if it is near, so that it is armed anew.
+const fn postponed(armed: u64, now: u64) -> u64 {
+    if armed.saturating_sub(now) < TICK_NS / 2 { u64::MAX } else { armed }
+}
+
 /// The client's stream that a run is for.
 #[derive(Debug, Clone, Copy)]
 pub struct WatchedStream {
@@ -252,6 +257,12 @@ impl Sandbox {
         }
     }
 
+    /// Behind a request: a tick that is near would be in the middle of one of the next, most of which are over before their own first tick.
+    /// So where requests are short, none of them is interrupted.
+    pub(super) const fn postpone_tick(&mut self, now: u64) {
+        self.armed = postponed(self.armed, now);
+    }
+
     fn system_call(&mut self, tid: Tid) {
         self.counters.system_calls += 1;
         let registers = self.kernel.threads.get_mut(tid).cpu.registers;
@@ -343,4 +354,20 @@ fn eprint_line(line: &str) {
     bytes.extend_from_slice(line.as_bytes());
     bytes.push(b'\n');
     let _ = rustix::io::write(rustix::stdio::stderr(), &bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_tick_that_is_near_is_postponed() {
+        let now = 1_000_000_000;
+        assert_eq!(postponed(now + TICK_NS, now), now + TICK_NS);
+        assert_eq!(postponed(now + TICK_NS / 2, now), now + TICK_NS / 2);
+        for passed_or_near in [0, now, now + TICK_NS / 2 - 1] {
+            assert_eq!(postponed(passed_or_near, now), u64::MAX);
+        }
+        assert_eq!(postponed(u64::MAX, now), u64::MAX);
+    }
 }

@@ -23,9 +23,10 @@ use crate::panics::contain;
 use crate::sandbox::{Snapshot, SnapshotError, Suspended};
 use crate::stats::ServeStats;
 
-/// How often the watch looks around, nanoseconds; and while all threads are busy.
-const WATCH_NS: i64 = 50_000_000;
-const WATCH_BUSY_NS: i64 = 10_000_000;
+/// How often the watch looks around, nanoseconds; and while no thread gets on. Each look takes a CPU from a thread or from its client:
+/// more of them would be seen in the slowest hundredth of short requests.
+const WATCH_NS: u64 = 50_000_000;
+const WATCH_STUCK_NS: u64 = 10_000_000;
 /// How often connections are looked at for having waited too long, nanoseconds.
 const SWEEP_NS: u64 = 100_000_000;
 /// After this long with the same work a thread is not expected back soon, nanoseconds.
@@ -174,6 +175,11 @@ fn fail(control: &Control, message: &str) {
     end_process(1);
 }
 
+/// Whether work that was taken then goes on for so long that its thread is not expected back soon.
+const fn is_stuck(since: u64, now: u64) -> bool {
+    now.saturating_sub(since) >= STUCK_NS
+}
+
 /// The thread without a VM: follows the supervisor's commands, ends what lasts too long, and does the threads' work with connections
 /// while all of them are busy with their VMs, so that the requests that wait are known by name.
 struct Watch<'a> {
@@ -194,8 +200,7 @@ impl<'a> Watch<'a> {
         while self.shared.alive.load(Ordering::Acquire) > 0 {
             self.shared.pass_on_messages();
             let mut fds = [PollFd::new(self.shared.control.socket(), PollFlags::IN)];
-            let tv_nsec = if self.oldest_work().is_some() { WATCH_BUSY_NS } else { WATCH_NS };
-            match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec })) {
+            match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: self.pause_ns(host_monotonic()).cast_signed() })) {
                 Ok(0) | Err(Errno::INTR) => {}
                 _ => self.obey(&mut buffer),
             }
@@ -231,6 +236,15 @@ impl<'a> Watch<'a> {
         threads.map(|desk| desk.busy_since.load(Ordering::SeqCst)).try_fold(0, |last, since| (since > 0).then_some(last.max(since)))
     }
 
+    /// Until the next look.
+    fn pause_ns(&self, now: u64) -> u64 {
+        if self.oldest_work().is_some_and(|since| is_stuck(since, now)) { WATCH_STUCK_NS } else { WATCH_NS.min(self.take_in_pause_ns()) }
+    }
+
+    fn take_in_pause_ns(&self) -> u64 {
+        (self.shared.config.clients.queue_time_ns / 20).clamp(TAKE_IN_NS.0, TAKE_IN_NS.1)
+    }
+
     fn look_after_connections(&mut self, now: u64) {
         self.shared.relieve();
         if now.saturating_sub(self.swept_at) >= SWEEP_NS {
@@ -241,9 +255,8 @@ impl<'a> Watch<'a> {
                 self.shared.resume_listeners();
             }
         }
-        let pause = (self.shared.config.clients.queue_time_ns / 20).clamp(TAKE_IN_NS.0, TAKE_IN_NS.1);
-        let is_due = now.saturating_sub(self.took_in_at) >= pause;
-        if self.oldest_work().is_some_and(|since| is_due || now.saturating_sub(since) >= STUCK_NS) {
+        let is_due = now.saturating_sub(self.took_in_at) >= self.take_in_pause_ns();
+        if self.oldest_work().is_some_and(|since| is_due || is_stuck(since, now)) {
             self.took_in_at = now;
             self.take_in();
         }
