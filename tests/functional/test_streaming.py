@@ -40,7 +40,7 @@ def test_events_arrive_as_they_are_sent(head: bytes, service: Service) -> None:
         wire.until(b"\r\n\r\n")
         start = time.monotonic()
         wire.until(b"data: 0\n\n")
-        assert time.monotonic() - start < 0.3
+        assert time.monotonic() - start < 1
     assert service.ask().body == "2\n"
 
 
@@ -49,13 +49,13 @@ def test_each_event_comes_at_its_time(service: Service) -> None:
     written = head + b"".join(b"event: %012d" % number for number in range(5))
     assert len(head) == 19
     with connect(service.port) as wire:
-        wire.send(post("/raw?pieces=19&pause=150", written))
+        wire.send(post("/raw?pieces=19&pause=300", written))
         times = []
         for number in range(5):
             wire.until(b"event: %012d" % number)
             times.append(time.monotonic())
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-        assert all(0.1 < gap < 0.3 for gap in gaps), gaps
+        assert all(0.1 < gap < 1 for gap in gaps), gaps
         wire.until(b"0\r\n\r\n")
         assert wire.ask(GET).body == b"2\n"
 
