@@ -271,6 +271,14 @@ def test_the_chart_shows_every_program_that_has_an_isolated_row() -> None:
     assert all(0 <= float(point.attrib["cx"]) <= chart.WIDTH for point in points)
 
 
+def test_the_chart_compares_with_the_quicker_of_two_native_ones() -> None:
+    report = small_report()
+    report.rows.append(row("C hello", NATIVE_PLAIN, KEPT, sample(20), sample(20), sample(20)))
+    texts = [element.text for element in ElementTree.fromstring(chart.draw(report)).iter()]
+    assert "80 (4.0x)" in texts
+    assert "80 (2.7x)" not in texts
+
+
 def test_there_is_no_chart_of_nothing() -> None:
     with pytest.raises(ValueError, match="no isolated rows"):
         chart.draw(Report())
