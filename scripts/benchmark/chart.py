@@ -80,7 +80,7 @@ def groups(report: Report) -> list[Group]:
             row = report.row(program, series.variant, series.kind)
             if row and series.variant == NATIVE:
                 # Of several ordinary processes the quicker one, as everywhere.
-                row = report.native_of(row) or row
+                row = report.native_of(row)
             value = median(row.values("p50_us", CLIENTS)) if row else None
             if value is not None:
                 points.append(Point(series, value))

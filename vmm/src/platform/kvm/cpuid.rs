@@ -2,7 +2,7 @@
 //!
 //! References: Intel SDM volume 2, CPUID; AMD64 manual volume 3, appendix E.
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 use super::vector_state::Places;
 use crate::withheld::Feature;
@@ -43,15 +43,17 @@ pub(super) struct Processor {
     pub(super) fsgsbase: bool,
 }
 
+fn leaf(cpuid: &CpuId, function: u32, index: u32) -> Option<kvm_cpuid_entry2> {
+    cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).copied()
+}
+
 /// Where the standard format of XSAVE has a component; zero where the processor lacks it.
 pub(super) fn component_offset(cpuid: &CpuId, component: u32) -> usize {
-    cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (0xd, component)).map_or(0, |entry| entry.ebx as usize)
+    leaf(cpuid, 0xd, component).map_or(0, |entry| entry.ebx as usize)
 }
 
 /// What of KVM's offer guests get. Whether XSAVE can be switched on is not asked here: kvm_pvm has it and does not say so.
 pub(super) fn offered(mut cpuid: CpuId) -> Processor {
-    let leaf =
-        |cpuid: &CpuId, function, index| cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).copied();
     let xcr0 = leaf(&cpuid, 0xd, 0).map_or(XCR0_MIN, |entry| u64::from(entry.eax) & XCR0_OFFERED);
     let end = |component| leaf(&cpuid, 0xd, component).filter(|_| xcr0 & 1 << component != 0).map_or(0, |entry| entry.ebx + entry.eax);
     let bytes = COMPONENTS.map(end).max().unwrap_or(0).max(XSAVE_BYTES_MIN);
@@ -89,8 +91,6 @@ pub(super) fn offered(mut cpuid: CpuId) -> Processor {
 
 #[cfg(test)]
 mod tests {
-    use kvm_bindings::kvm_cpuid_entry2;
-
     use super::*;
 
     /// An offer in which every bit is set, components of AMX and a kernel's among them.
@@ -123,15 +123,11 @@ mod tests {
         CpuId::from_entries(&entries).unwrap()
     }
 
-    fn found(processor: &Processor, function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *processor.cpuid.as_slice().iter().find(|entry| (entry.function, entry.index) == (function, index)).unwrap()
-    }
-
     #[test]
     fn of_a_processor_that_has_everything_guests_see_what_can_be_reset() {
         let processor = offered(everything());
         assert_eq!(processor.xcr0, 0xe7);
-        let leaf = |function, index| found(&processor, function, index);
+        let leaf = |function, index| leaf(&processor.cpuid, function, index).unwrap();
         assert_eq!(leaf(0xd, 0).eax, 0xe7);
         assert_eq!((leaf(0xd, 0).ecx, leaf(0xd, 0).edx), (2688, 0), "the area ends with AVX-512");
         assert_eq!((leaf(0xd, 1).eax & 1 << 4, leaf(0xd, 1).ecx, leaf(0xd, 1).edx), (0, 0, 0), "no component of a kernel");
@@ -166,7 +162,7 @@ mod tests {
         }
         let processor = offered(cpuid);
         assert_eq!(processor.xcr0, 7);
-        assert_eq!(found(&processor, 0xd, 0).ecx, 576 + 256);
+        assert_eq!(leaf(&processor.cpuid, 0xd, 0).unwrap().ecx, 576 + 256);
         assert_eq!(component_offset(&processor.cpuid, 7), 0);
     }
 

@@ -10,6 +10,7 @@ use crate::platform::{FaultKind, MemoryFault};
 
 /// Longest instruction, bytes.
 const INSTRUCTION_BYTES: usize = 15;
+
 /// Find the first access of the instruction at RIP that its mapping refuses; `None` where none does.
 ///
 /// `bases` are those of FS and GS; `vectors` gets the vector registers, for the indices of a gather.
